@@ -1,0 +1,3 @@
+_base_ = ['../faster_rcnn_se_x50_32x4d_coco.py', '../_base_/schedule_1x.py']
+train_cfg = {{_base_.train_cfg_1x}}
+param_scheduler = {{_base_.param_scheduler_1x}}

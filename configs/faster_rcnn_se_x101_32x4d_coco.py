@@ -1,0 +1,8 @@
+_base_ = './faster_rcnn_x101_32x4d_coco.py'
+# No SE-ResNeXt in OpenMMLab's format is published: train configs/se_x101_32x4d_imagenet.py first.
+model = dict(
+    backbone=dict(
+        type='se_mm.SEResNeXt',
+        init_cfg=dict(checkpoint='work_dirs/se_x101_32x4d_imagenet/epoch_100.pth', prefix='backbone.'),
+    )
+)

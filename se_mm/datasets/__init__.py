@@ -1,0 +1,3 @@
+from .places365 import Places365
+
+__all__ = ['Places365']

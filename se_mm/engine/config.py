@@ -1,0 +1,32 @@
+"""Reading a config the way OpenMMLab's tools do."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mmengine.config import Config
+
+from se_mm.utils import InputError
+
+
+def load_config(path: str | os.PathLike, options: dict | None = None, work_dir: str | None = None) -> Config:
+    """A config with the command line's overrides and its work dir.
+
+    The work dir is the argument, else the config's, else ``./work_dirs/<name of the config>``.
+
+    Raises:
+        InputError: the file is missing or not a config, or an override does not fit it.
+    """
+    if not Path(path).is_file():
+        raise InputError(f'config {path} does not exist')
+    try:
+        cfg = Config.fromfile(path)
+        cfg.merge_from_dict(options or {})
+    except Exception as error:
+        # A config is a program: it can fail in any way.
+        raise InputError(f'config {path} cannot be read: {type(error).__name__}: {error}') from error
+    if 'model' not in cfg:
+        raise InputError(f'config {path} has no model: is it a config of a detector or classifier?')
+    cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(path).stem))
+    return cfg

@@ -1,0 +1,73 @@
+"""What an evaluation leaves behind: metrics.json and, for detection, predictions."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.fileio import get_local_path
+from mmengine.runner import Runner
+
+from se_mm.utils import installed_versions, sha256, write_json
+
+
+def save_predictions(cfg: Config, prefix: str) -> list[str]:
+    """Have COCO evaluators write ``<prefix>.bbox.json`` (``.segm.json``) instead of evaluating.
+
+    The file is evaluated afterwards by :func:`coco_metrics`, so that the numbers belong to the
+    predictions that were saved. Evaluators of other kinds, or with settings that pycocotools'
+    summary does not have, stay as they are.
+
+    Returns:
+        The kinds of predictions ('bbox', 'segm') that are to be evaluated.
+    """
+    evaluator = cfg.get('test_evaluator')
+    if not isinstance(evaluator, dict) or evaluator.get('type') not in ('CocoMetric', 'mmdet.CocoMetric'):
+        return []
+    kinds = evaluator.get('metric', 'bbox')
+    kinds = [kinds] if isinstance(kinds, str) else list(kinds)
+    changed = evaluator.get('format_only') or evaluator.get('iou_thrs') or not evaluator.get('ann_file')
+    if changed or not set(kinds) <= {'bbox', 'segm'}:
+        return []
+    evaluator.update(format_only=True, outfile_prefix=prefix)
+    return kinds
+
+
+def coco_metrics(runner: Runner, kinds: list[str], prefix: str, classwise: bool) -> dict:
+    """COCO statistics of the saved predictions: ``bbox_AP`` and the other eleven, for each kind."""
+    from se_mm.evaluation.coco import coco_stats
+
+    evaluator = runner.cfg.test_evaluator
+    metrics = {}
+    with get_local_path(evaluator.ann_file, backend_args=evaluator.get('backend_args')) as ann_file:
+        for kind in kinds:
+            dataset = runner.test_dataloader.dataset
+            category_ids = getattr(dataset, 'cat_ids', None)
+            stats = coco_stats(ann_file, f'{prefix}.{kind}.json', kind, category_ids, classwise)
+            metrics.update({f'{kind}_{name}': value for name, value in stats.items()})
+    return metrics
+
+
+def write_metrics(runner: Runner, checkpoint: str, metrics: dict) -> Path:
+    """Write ``metrics.json`` into the work dir: where the numbers come from, and the numbers."""
+    cfg, dataset = runner.cfg, runner.test_dataloader.dataset
+    described = {k: cfg.test_dataloader.dataset.get(k) for k in ('type', 'data_root', 'ann_file', 'split')}
+    path = Path(runner.work_dir) / 'metrics.json'
+    write_json(
+        path,
+        dict(
+            config=cfg.filename,
+            checkpoint=dict(path=checkpoint, sha256=sha256(checkpoint) if Path(checkpoint).is_file() else None),
+            dataset=dict({k: v for k, v in described.items() if v is not None}, images=len(dataset)),
+            metrics=metrics,
+            command=shlex.join(sys.argv),
+            processes=runner.world_size,
+            device=str(next(runner.model.parameters()).device.type),
+            date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
+            versions=installed_versions(),
+        ),
+    )
+    return path

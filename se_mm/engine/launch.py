@@ -1,0 +1,107 @@
+"""Starting distributed runs, with GPUs or without."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import mmengine
+import torch
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.dist import broadcast_object_list, init_dist, is_main_process
+from packaging.version import Version
+
+from se_mm.utils import InputError
+
+
+def check_gpus(processes: int) -> None:
+    """Raise InputError if this machine has GPUs, but fewer than the processes started on it."""
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < processes:
+        raise InputError(
+            f'{processes} processes on this machine need {processes} GPUs, but {gpus} are visible: start {gpus}, '
+            'or set CUDA_VISIBLE_DEVICES= to run on the CPU'
+        )
+
+
+def _slurm_environment() -> None:
+    # What MMEngine sets for the slurm launcher, which it does only where there are GPUs.
+    env = os.environ
+    env['RANK'], env['WORLD_SIZE'] = env['SLURM_PROCID'], env['SLURM_NTASKS']
+    env['LOCAL_RANK'] = env.get('SLURM_LOCALID', '0')
+    env.setdefault('MASTER_PORT', '29500')
+    if 'MASTER_ADDR' not in env:
+        hosts = subprocess.check_output(['scontrol', 'show', 'hostname', env['SLURM_NODELIST']], text=True)
+        env['MASTER_ADDR'] = hosts.split()[0]
+
+
+def init_distributed(cfg: Config, launcher: str) -> None:
+    """Join the process group of ``launcher``: the config's backend with GPUs, gloo without.
+
+    MMEngine selects a GPU for every process of a distributed run. Without GPUs the group is made
+    before its Runner, which then leaves it as it is, and the model is wrapped without devices.
+
+    Args:
+        cfg: gets ``launcher`` and, without GPUs, ``model_wrapper_cfg``.
+        launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
+
+    Raises:
+        InputError: more processes than GPUs on this machine.
+    """
+    cfg.launcher = launcher
+    if launcher == 'none':
+        return
+    if torch.cuda.is_available():
+        check_gpus(int(os.environ.get('LOCAL_WORLD_SIZE') or os.environ.get('SLURM_NTASKS_PER_NODE') or 1))
+        init_dist(launcher, **cfg.env_cfg.get('dist_cfg', dict(backend='nccl')))
+        return
+    if launcher == 'slurm':
+        _slurm_environment()
+    dist.init_process_group('gloo')
+    cfg.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel',
+        device_ids=None,
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
+
+
+def on_main_process(check: Callable[[], None]) -> None:
+    """Run ``check`` in one process while the others wait; if it fails, all of them end.
+
+    Raises:
+        InputError: raised by ``check``, in the main process.
+        SystemExit: with code 1, in the others.
+    """
+    failed = [True]
+    try:
+        if is_main_process():
+            check()
+            failed = [False]
+    finally:
+        broadcast_object_list(failed)
+    if failed[0]:
+        sys.exit(1)
+
+
+@contextmanager
+def guard() -> Iterator[None]:
+    """Frame of a tool: an InputError becomes one line on standard error and exit code 1.
+
+    Checkpoints read meanwhile, by whatever library, are data: torch refuses pickled code. MMEngine
+    before 0.10.8 cannot read its own checkpoints that way; there only the tools' own check refuses.
+    """
+    if Version(mmengine.__version__) >= Version('0.10.8'):
+        os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+    try:
+        yield
+    except InputError as error:
+        print(f'error: {error}', file=sys.stderr, flush=True)
+        sys.exit(1)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()

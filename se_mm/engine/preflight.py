@@ -1,0 +1,226 @@
+"""What can be wrong with a config is found before any long work starts."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from torch import nn
+
+from se_mm.checkpoints import check_fit, read_checkpoint
+from se_mm.datasets import Places365
+from se_mm.utils import InputError
+
+SCOPES = ('mmdet', 'mmpretrain')
+CLASS_HEAD = re.compile(r'\.(bbox_head|mask_head|head)(\.\d+)?$')
+
+
+def check_config(cfg: Config, *, training: bool, checkpoint: str | None = None, strict: bool = True) -> None:
+    """Check the packages, the model, the checkpoints and the data that a config names.
+
+    Args:
+        cfg: the config, command line merged.
+        training: look at the data of training and validation; otherwise of test.
+        checkpoint: file that will be loaded or resumed from.
+        strict: whether all of the checkpoint must fit the model.
+
+    Raises:
+        InputError: the first thing that is wrong, with its remedy.
+    """
+    check_scope(cfg)
+    model = build_model(cfg)
+    if checkpoint is not None and '://' not in checkpoint:
+        check_fit(read_checkpoint(checkpoint)['state_dict'], model, checkpoint, strict)
+    if training and checkpoint is None:
+        check_pretrained(cfg.model)
+    loaders = ('train_dataloader', 'val_dataloader') if training else ('test_dataloader',)
+    checked = []
+    for loader in loaders:
+        for dataset in leaf_datasets((cfg.get(loader) or {}).get('dataset')):
+            if dataset not in checked:
+                check_dataset(dataset, cfg)
+                checked.append(dataset)
+
+
+def check_scope(cfg: Config) -> None:
+    """Import the package that the config belongs to."""
+    scope = cfg.get('default_scope')
+    if scope not in SCOPES:
+        raise InputError(f'{cfg.filename}: default_scope={scope!r}, these tools run {" and ".join(SCOPES)} configs')
+    module = 'mmcv.ops' if scope == 'mmdet' else scope
+    try:
+        importlib.import_module(scope)
+        importlib.import_module(module)
+    except ImportError as error:
+        remedy = (
+            "mmcv's compiled operators do not load: install a full mmcv (not mmcv-lite) compiled for this torch"
+            if module == 'mmcv.ops' and scope not in str(error)
+            else f'{scope} does not import: install it, e.g. with pip install "se_mm[onedl]"'
+        )
+        raise InputError(f'{cfg.filename}: {remedy} ({error})') from error
+    init_default_scope(scope)
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """Build the config's model, naming what is wrong with its arguments."""
+    try:
+        return MODELS.build(cfg.model)
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        reason = error.args[0] if error.args else type(error).__name__
+        raise InputError(f'{cfg.filename}: the model cannot be built: {reason}') from error
+
+
+def check_pretrained(model_cfg: dict, path: str = 'model') -> None:
+    """Read the local checkpoints that parts of the model are initialised from."""
+    for key, value in model_cfg.items():
+        if not isinstance(value, dict):
+            continue
+        if key == 'init_cfg' and value.get('type') == 'Pretrained' and '://' not in value['checkpoint']:
+            try:
+                weights = read_checkpoint(value['checkpoint'])['state_dict']
+            except InputError as error:
+                raise InputError(
+                    f'{path}.init_cfg: {error}. Train the backbone first (configs/README.md lists the ImageNet '
+                    f'configs), or give another file with --cfg-options {path}.init_cfg.checkpoint=FILE'
+                ) from error
+            prefix = value.get('prefix', '')
+            part = MODELS.build({k: v for k, v in model_cfg.items() if k != 'init_cfg'})
+            weights = {k.removeprefix(prefix): w for k, w in weights.items() if k.startswith(prefix)}
+            check_fit(weights, part, value['checkpoint'], strict=False)
+        else:
+            check_pretrained(value, f'{path}.{key}')
+
+
+def leaf_datasets(dataset: dict | None) -> Iterator[dict]:
+    """The data sets inside wrappers such as RepeatDataset and ConcatDataset."""
+    if not dataset:
+        return
+    inner = dataset.get('datasets') or ([dataset['dataset']] if 'dataset' in dataset else [])
+    if not inner:
+        yield dataset
+    for part in inner:
+        yield from leaf_datasets(part)
+
+
+def check_dataset(dataset: dict, cfg: Config) -> None:
+    """Check that the files of a data set are there and fit the model."""
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        cls = registry.get(dataset['type'])
+    if cls is None:
+        raise InputError(f'{cfg.filename}: no data set is registered as {dataset["type"]!r}')
+    if cls is Places365:
+        places = Places365(**{k: v for k, v in dataset.items() if k in ('data_root', 'split', 'small')}, pipeline=[])
+        places.check_images()
+        check_num_classes(cfg, len(places.metainfo['classes']), str(places.root / 'categories_places365.txt'))
+        return
+    root = dataset.get('data_root') or ''
+    if '://' in root:
+        return
+    if root and not (os.path.isdir(root) and os.listdir(root)):
+        state = 'is empty' if os.path.isdir(root) else 'does not exist'
+        raise InputError(f'data_root {root} {state}: put the data set there, or set data_root of {dataset["type"]}')
+    if any(base.__name__ == 'CocoDataset' for base in cls.__mro__):
+        check_coco(dataset, cls, cfg)
+
+
+def check_coco(dataset: dict, cls: type, cfg: Config) -> None:
+    """Check a COCO annotation file against its images and against the model."""
+    root, name = dataset.get('data_root') or '', dataset.get('ann_file', '')
+    path = os.path.join(root, name)
+    if not os.path.isfile(path):
+        raise InputError(f'annotation file {path} is missing: put it there, or set ann_file')
+    try:
+        with open(path) as file:
+            content = json.load(file)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f'annotation file {path} is truncated or not JSON ({error}): copy it again') from error
+    wanted = ('images', 'categories') if dataset.get('test_mode') else ('images', 'annotations', 'categories')
+    absent = [k for k in wanted if not isinstance(content, dict) or not isinstance(content.get(k), list)]
+    if absent:
+        raise InputError(f'annotation file {path} is not in COCO format: it has no list {" and ".join(absent)}')
+    try:
+        categories = {category['id']: category['name'] for category in content['categories']}
+        images = {image['id']: image for image in content['images']}
+        _check_annotations(path, content.get('annotations', []), images, categories)
+    except (KeyError, TypeError) as error:
+        raise InputError(f'annotation file {path} is not in COCO format: an entry has no {error}') from error
+    classes = (dataset.get('metainfo') or {}).get('classes') or cls.METAINFO.get('classes')
+    lacking = [name for name in classes if name not in categories.values()]
+    if lacking:
+        raise InputError(
+            f'annotation file {path} has no category {lacking[0]!r}, which is one of the {len(classes)} classes of the '
+            f'config (the file has {", ".join(list(categories.values())[:8])}): set metainfo=dict(classes=...) of '
+            'the data set and num_classes of the heads'
+        )
+    check_num_classes(cfg, len(classes), path)
+    _check_image_files(os.path.join(root, (dataset.get('data_prefix') or {}).get('img', '')), images, path)
+
+
+def _check_annotations(path: str, annotations: list[dict], images: dict, categories: dict) -> None:
+    skipped = Counter()
+    for annotation in annotations:
+        if annotation['category_id'] not in categories:
+            raise InputError(
+                f'annotation file {path}: annotation {annotation["id"]} has category_id {annotation["category_id"]}, '
+                f'which is none of its {len(categories)} categories'
+            )
+        if annotation['image_id'] not in images:
+            raise InputError(
+                f'annotation file {path}: annotation {annotation["id"]} is of image {annotation["image_id"]}, '
+                'which is not in its list of images'
+            )
+        x, y, w, h = annotation['bbox']
+        image = images[annotation['image_id']]
+        if w < 1 or h < 1 or annotation.get('area', 1) <= 0:
+            skipped['without area'] += 1
+        elif min(x + w, image['width']) <= max(x, 0) or min(y + h, image['height']) <= max(y, 0):
+            skipped['outside their image'] += 1
+    if skipped:
+        counts = ' and '.join(f'{n} {what}' for what, n in skipped.items())
+        print_log(f'{path}: of {len(annotations)} boxes {counts} are skipped', logger='current', level=30)
+
+
+def _check_image_files(folder: str, images: dict, path: str) -> None:
+    if not os.path.isdir(folder):
+        raise InputError(f'image folder {folder} does not exist: put the images there, or set data_prefix')
+    sizes = {entry.name: entry.stat().st_size for entry in os.scandir(folder) if entry.is_file()}
+    bad = []
+    for image in images.values():
+        name = image['file_name']
+        size = sizes.get(name)
+        if size is None and os.path.dirname(name) and os.path.isfile(os.path.join(folder, name)):
+            size = os.path.getsize(os.path.join(folder, name))
+        if not size:
+            bad.append((os.path.join(folder, name), 'missing' if size is None else 'empty'))
+    if bad:
+        raise InputError(
+            f'{len(bad)} of {len(images)} images listed in {path} are missing or empty, '
+            f'the first is {bad[0][0]} ({bad[0][1]})'
+        )
+
+
+def check_num_classes(cfg: Config, classes: int, source: str) -> None:
+    """Compare a data set's number of classes with ``num_classes`` of the model's heads."""
+    for key, value in _num_classes(cfg.model):
+        if value != classes:
+            raise InputError(f'{key}={value}, but {source} gives {classes} classes: set {key}={classes}')
+
+
+def _num_classes(cfg: object, path: str = 'model') -> Iterator[tuple[str, int]]:
+    # Only heads that name objects or scenes: other heads count anchors, stuff or pixels' classes.
+    if isinstance(cfg, list | tuple):
+        for i, part in enumerate(cfg):
+            yield from _num_classes(part, f'{path}.{i}')
+    elif isinstance(cfg, dict):
+        for key, value in cfg.items():
+            if key == 'num_classes' and CLASS_HEAD.search(path):
+                yield f'{path}.{key}', value
+            else:
+                yield from _num_classes(value, f'{path}.{key}')

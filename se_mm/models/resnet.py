@@ -1,0 +1,445 @@
+"""SE-ResNet and SE-ResNeXt.
+
+Squeeze-and-Excitation Networks, Hu et al., https://arxiv.org/abs/1709.01507, table 1.
+Arguments are those of mmdet's ResNet and ResNeXt; parameters are named as in mmpretrain.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+import torch.utils.checkpoint as cp
+from mmcv.cnn import build_conv_layer, build_norm_layer, build_plugin_layer
+from mmcv.cnn.bricks import DropPath
+from mmengine.logging import print_log
+from mmengine.model import BaseModule, Sequential
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from se_mm.registry import MODELS
+
+from .se_layer import SELayer
+
+PLUGIN_POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3')
+
+
+class SEBlock(BaseModule):
+    """A residual unit with SE on its branch: relu(se(branch(x)) + shortcut(x)).
+
+    Subclasses say which convolutions the branch has; each is followed by its norm, all but the
+    last by ReLU. Stochastic depth drops whole branches after SE. Plugins after the last
+    convolution come before SE.
+
+    Args:
+        inplanes: channels of the input.
+        planes: channels of the branch before expansion; the output has
+            ``planes * expansion``.
+        stride: stride of the unit.
+        dilation: dilation of its 3x3 convolution.
+        downsample: the shortcut, None for identity.
+        style: 'pytorch' (stride in the 3x3 convolution of a bottleneck) or 'caffe' (in its
+            first 1x1).
+        with_cp: recompute the unit in backward instead of storing its activations.
+        conv_cfg: config of the convolutions.
+        norm_cfg: config of the norms.
+        dcn: config of the deformable convolution that replaces a bottleneck's 3x3.
+        plugins: dicts with ``cfg`` and ``position``.
+        se_cfg: arguments of :class:`SELayer` but ``channels``.
+        drop_path: probability of dropping the branch of an image in training.
+        groups, base_width, base_channels: of ResNeXt's grouped 3x3 convolution.
+        init_cfg: initialisation config.
+    """
+
+    expansion: int
+
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        stride: int = 1,
+        dilation: int = 1,
+        downsample: nn.Module | None = None,
+        style: str = 'pytorch',
+        with_cp: bool = False,
+        conv_cfg: dict | None = None,
+        norm_cfg: dict = dict(type='BN'),
+        dcn: dict | None = None,
+        plugins: list[dict] | None = None,
+        se_cfg: dict | None = None,
+        drop_path: float = 0.0,
+        groups: int = 1,
+        base_width: int = 4,
+        base_channels: int = 64,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.inplanes, self.planes = inplanes, planes
+        self.stride, self.dilation, self.style = stride, dilation, style
+        self.groups = groups
+        self.width = planes if groups == 1 else planes * base_width // base_channels * groups
+        self.with_cp = with_cp
+
+        convs = self.branch_convs()
+        self.norm_names, self.plugin_names = [], []
+        for i, (in_channels, out_channels, conv_kwargs) in enumerate(convs, 1):
+            cfg = conv_cfg
+            if dcn is not None and conv_kwargs['kernel_size'] == 3:
+                dcn = dict(dcn)
+                if not dcn.pop('fallback_on_stride', False) or conv_kwargs['stride'] == 1:
+                    if conv_cfg is not None:
+                        raise ValueError(f'conv_cfg={conv_cfg} cannot be combined with dcn')
+                    cfg = dcn
+            self.add_module(f'conv{i}', build_conv_layer(cfg, in_channels, out_channels, bias=False, **conv_kwargs))
+            name, norm = build_norm_layer(norm_cfg, out_channels, postfix=i)
+            self.add_module(name, norm)
+            self.norm_names.append(name)
+            self.plugin_names.append(self._add_plugins(out_channels, plugins, f'after_conv{i}'))
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = downsample
+        self.se_layer = SELayer(planes * self.expansion, **(se_cfg or {}))
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def branch_convs(self) -> list[tuple[int, int, dict]]:
+        """Input channels, output channels and further arguments of each convolution."""
+        raise NotImplementedError
+
+    def _add_plugins(self, channels: int, plugins: list[dict] | None, position: str) -> list[str]:
+        names = []
+        for plugin in plugins or ():
+            if plugin['position'] != position:
+                continue
+            cfg = dict(plugin['cfg'])
+            name, layer = build_plugin_layer(cfg, in_channels=channels, postfix=cfg.pop('postfix', ''))
+            if hasattr(self, name):
+                raise ValueError(f'two plugins are named {name}: give them different postfixes')
+            self.add_module(name, layer)
+            names.append(name)
+        return names
+
+    # norm1 to norm3 are the names that configs use to initialise a norm whatever its type.
+    norm1 = property(lambda self: getattr(self, self.norm_names[0]))
+    norm2 = property(lambda self: getattr(self, self.norm_names[1]))
+    norm3 = property(lambda self: getattr(self, self.norm_names[2]))
+
+    def branch(self, x: Tensor) -> Tensor:
+        """Convolutions, norms and plugins, without SE."""
+        last = len(self.norm_names)
+        for i, (norm, plugins) in enumerate(zip(self.norm_names, self.plugin_names), 1):
+            x = getattr(self, norm)(getattr(self, f'conv{i}')(x))
+            if i < last:
+                x = self.relu(x)
+            for plugin in plugins:
+                x = getattr(self, plugin)(x)
+        return x
+
+    def _forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        return self.relu(self.drop_path(self.se_layer(self.branch(x))) + identity)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inplanes, H, W) to (N, planes * expansion, H / stride, W / stride)."""
+        if self.with_cp and x.requires_grad:
+            return cp.checkpoint(self._forward, x, use_reentrant=False)
+        return self._forward(x)
+
+
+class SEBasicBlock(SEBlock):
+    """Two 3x3 convolutions, the first with stride and dilation."""
+
+    expansion = 1
+
+    def branch_convs(self) -> list[tuple[int, int, dict]]:
+        first = dict(kernel_size=3, stride=self.stride, padding=self.dilation, dilation=self.dilation)
+        second = dict(kernel_size=3, stride=1, padding=1)
+        return [(self.inplanes, self.planes, first), (self.planes, self.planes, second)]
+
+
+class SEBottleneck(SEBlock):
+    """1x1, 3x3 and 1x1 convolution; the 3x3 is grouped in ResNeXt."""
+
+    expansion = 4
+
+    def branch_convs(self) -> list[tuple[int, int, dict]]:
+        stride1, stride2 = (1, self.stride) if self.style == 'pytorch' else (self.stride, 1)
+        spatial = dict(
+            kernel_size=3, stride=stride2, padding=self.dilation, dilation=self.dilation, groups=self.groups
+        )
+        return [
+            (self.inplanes, self.width, dict(kernel_size=1, stride=stride1)),
+            (self.width, self.width, spatial),
+            (self.width, self.planes * self.expansion, dict(kernel_size=1)),
+        ]
+
+
+@MODELS.register_module()
+class SEResNet(BaseModule):
+    """SE-ResNet: a residual network with an SE layer at the end of every branch.
+
+    Args:
+        depth: 18, 34, 50, 101 or 152.
+        in_channels: channels of the image.
+        stem_channels: channels of the stem, None for ``base_channels``.
+        base_channels: channels of the first stage before expansion.
+        num_stages: number of stages, 1 to 4.
+        strides: stride of each stage's first block.
+        dilations: dilation of each stage.
+        out_indices: stages whose outputs are returned, from 0.
+        style: 'pytorch', stride in a bottleneck's 3x3 convolution, or 'caffe', in its first 1x1
+            (the network of the paper and of its released weights).
+        deep_stem: three 3x3 convolutions instead of one 7x7.
+        avg_down: average pooling before a stride-1 convolution in the shortcuts.
+        frozen_stages: 0 freezes the stem, n also the first n stages, -1 nothing.
+        conv_cfg: config of the convolutions.
+        norm_cfg: config of the norms.
+        norm_eval: keep batch norms in eval mode while training. True as in mmdet; only
+            pretrained weights make sense of it.
+        dcn: config of deformable convolution in bottlenecks.
+        stage_with_dcn: stages that use ``dcn``.
+        plugins: dicts with ``cfg``, ``position`` ('after_conv1' to 'after_conv3') and optionally
+            ``stages``, see mmdet's ResNet. Those after the last convolution come before SE.
+        with_cp: recompute blocks in backward instead of storing their activations.
+        zero_init_residual: initialise the last norm of every branch with 0.
+        pretrained: deprecated path of a checkpoint, use ``init_cfg``.
+        init_cfg: initialisation config; None for He initialisation.
+        drop_path_rate: stochastic depth, rising linearly from 0 to this rate at the last block.
+        se_ratio: reduction ratio of the SE layers.
+        se_cfg: further arguments of :class:`SELayer`, e.g. ``dict(divisor=8)``.
+        stem_pool_ceil_mode: rounding of the stem's max pool. False pads by one and rounds down;
+            True does not pad and rounds up, which weights that came from Caffe need.
+
+    Raises:
+        ValueError: an argument is outside its choices, which the message names.
+    """
+
+    arch_settings = {
+        18: (SEBasicBlock, (2, 2, 2, 2)),
+        34: (SEBasicBlock, (3, 4, 6, 3)),
+        50: (SEBottleneck, (3, 4, 6, 3)),
+        101: (SEBottleneck, (3, 4, 23, 3)),
+        152: (SEBottleneck, (3, 8, 36, 3)),
+    }
+
+    def __init__(
+        self,
+        depth: int,
+        in_channels: int = 3,
+        stem_channels: int | None = None,
+        base_channels: int = 64,
+        num_stages: int = 4,
+        strides: Sequence[int] = (1, 2, 2, 2),
+        dilations: Sequence[int] = (1, 1, 1, 1),
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        style: str = 'pytorch',
+        deep_stem: bool = False,
+        avg_down: bool = False,
+        frozen_stages: int = -1,
+        conv_cfg: dict | None = None,
+        norm_cfg: dict = dict(type='BN', requires_grad=True),
+        norm_eval: bool = True,
+        dcn: dict | None = None,
+        stage_with_dcn: Sequence[bool] = (False, False, False, False),
+        plugins: list[dict] | None = None,
+        with_cp: bool = False,
+        zero_init_residual: bool = True,
+        pretrained: str | None = None,
+        init_cfg: dict | list[dict] | None = None,
+        drop_path_rate: float = 0.0,
+        se_ratio: int = 16,
+        se_cfg: dict | None = None,
+        stem_pool_ceil_mode: bool = False,
+    ) -> None:
+        if pretrained is not None:
+            if init_cfg is not None:
+                raise ValueError('init_cfg and pretrained cannot be given at the same time')
+            warnings.warn('pretrained is deprecated, use init_cfg=dict(type="Pretrained", checkpoint=...)')
+            init_cfg = dict(type='Pretrained', checkpoint=pretrained)
+        super().__init__(init_cfg)
+        self.depth, self.num_stages, self.style = depth, num_stages, style
+        self.strides, self.dilations, self.out_indices = strides, dilations, tuple(out_indices)
+        self.deep_stem, self.frozen_stages, self.norm_eval = deep_stem, frozen_stages, norm_eval
+        self.conv_cfg, self.norm_cfg = conv_cfg, norm_cfg
+        self._check_arguments(dcn, stage_with_dcn, plugins, drop_path_rate)
+
+        self.block, stage_blocks = self.arch_settings[depth]
+        self.stage_blocks = stage_blocks[:num_stages]
+        block_init_cfg = None
+        if self.init_cfg is None:
+            self.init_cfg = [
+                dict(type='Kaiming', layer='Conv2d'),
+                dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']),
+            ]
+            if zero_init_residual:
+                last_norm = 'norm2' if self.block.expansion == 1 else 'norm3'
+                block_init_cfg = dict(type='Constant', val=0, override=dict(name=last_norm))
+
+        inplanes = base_channels if stem_channels is None else stem_channels
+        self._make_stem(in_channels, inplanes, stem_pool_ceil_mode)
+        drop_paths = torch.linspace(0, drop_path_rate, sum(self.stage_blocks)).tolist()
+        self.res_layers = []
+        for i, num_blocks in enumerate(self.stage_blocks):
+            planes = base_channels * 2**i
+            blocks = []
+            for j in range(num_blocks):
+                stride = strides[i] if j == 0 else 1
+                outplanes = planes * self.block.expansion
+                downsample = None
+                if j == 0 and (stride != 1 or inplanes != outplanes):
+                    downsample = self._make_downsample(inplanes, outplanes, stride, avg_down)
+                blocks.append(
+                    self.block(
+                        inplanes,
+                        planes,
+                        stride=stride,
+                        dilation=dilations[i],
+                        downsample=downsample,
+                        style=style,
+                        with_cp=with_cp,
+                        conv_cfg=conv_cfg,
+                        norm_cfg=norm_cfg,
+                        dcn=dcn if stage_with_dcn[i] else None,
+                        plugins=self._stage_plugins(plugins, i),
+                        se_cfg=dict(ratio=se_ratio, **(se_cfg or {})),
+                        drop_path=drop_paths[len(blocks) + sum(self.stage_blocks[:i])],
+                        init_cfg=block_init_cfg,
+                        **self._block_kwargs(base_channels),
+                    )
+                )
+                inplanes = outplanes
+            self.add_module(f'layer{i + 1}', Sequential(*blocks))
+            self.res_layers.append(f'layer{i + 1}')
+        self.feat_dim = inplanes
+        self._freeze_stages()
+
+    def _check_arguments(self, dcn, stage_with_dcn, plugins, drop_path_rate) -> None:
+        name, n = type(self).__name__, self.num_stages
+        if self.depth not in self.arch_settings:
+            raise ValueError(f'{name} has no depth {self.depth!r}: choose one of {sorted(self.arch_settings)}')
+        if n not in (1, 2, 3, 4):
+            raise ValueError(f'num_stages={n!r}: choose 1 to 4')
+        lists = dict(strides=self.strides, dilations=self.dilations)
+        if dcn is not None:
+            lists['stage_with_dcn'] = stage_with_dcn
+        for key, value in lists.items():
+            if len(value) != n:
+                raise ValueError(f'{key}={tuple(value)} has {len(value)} entries for num_stages={n}: give {n}')
+        if not self.out_indices or not set(self.out_indices) <= set(range(n)):
+            raise ValueError(f'out_indices={self.out_indices}: choose from 0 to {n - 1} (num_stages={n})')
+        if self.frozen_stages not in range(-1, n + 1):
+            raise ValueError(f'frozen_stages={self.frozen_stages!r}: choose -1 to {n} (num_stages={n})')
+        if self.style not in ('pytorch', 'caffe'):
+            raise ValueError(f"style={self.style!r}: choose 'pytorch' or 'caffe'")
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate={drop_path_rate}: choose a rate from 0 to below 1')
+        basic = self.arch_settings[self.depth][0] is SEBasicBlock
+        if basic and dcn is not None:
+            raise ValueError(f'dcn needs bottlenecks: depth {self.depth} has none, choose 50, 101 or 152')
+        positions = PLUGIN_POSITIONS[:2] if basic else PLUGIN_POSITIONS
+        for plugin in plugins or ():
+            if plugin.get('position') not in positions:
+                raise ValueError(f'plugin position {plugin.get("position")!r}: choose one of {positions}')
+            stages = plugin.get('stages')
+            if stages is not None and len(stages) != n:
+                raise ValueError(f'plugin stages={tuple(stages)} has {len(stages)} entries for num_stages={n}')
+
+    def _make_stem(self, in_channels: int, stem_channels: int, ceil_mode: bool) -> None:
+        def conv(cin: int, cout: int, kernel: int, stride: int) -> nn.Module:
+            return build_conv_layer(
+                self.conv_cfg, cin, cout, kernel_size=kernel, stride=stride, padding=kernel // 2, bias=False
+            )
+
+        if self.deep_stem:
+            half = stem_channels // 2
+            layers = []
+            for cin, cout, stride in ((in_channels, half, 2), (half, half, 1), (half, stem_channels, 1)):
+                norm = build_norm_layer(self.norm_cfg, cout)[1]
+                layers += [conv(cin, cout, 3, stride), norm, nn.ReLU(inplace=True)]
+            self.stem = nn.Sequential(*layers)
+        else:
+            self.conv1 = conv(in_channels, stem_channels, 7, 2)
+            self.norm1_name, norm1 = build_norm_layer(self.norm_cfg, stem_channels, postfix=1)
+            self.add_module(self.norm1_name, norm1)
+            self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, padding=0 if ceil_mode else 1, ceil_mode=ceil_mode)
+
+    def _make_downsample(self, inplanes: int, outplanes: int, stride: int, avg_down: bool) -> nn.Module:
+        layers = []
+        if avg_down:
+            layers.append(nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False))
+            stride = 1
+        layers.append(build_conv_layer(self.conv_cfg, inplanes, outplanes, kernel_size=1, stride=stride, bias=False))
+        layers.append(build_norm_layer(self.norm_cfg, outplanes)[1])
+        return nn.Sequential(*layers)
+
+    def _stage_plugins(self, plugins: list[dict] | None, stage: int) -> list[dict]:
+        return [p for p in plugins or () if p.get('stages') is None or p['stages'][stage]]
+
+    def _block_kwargs(self, base_channels: int) -> dict:
+        return {}
+
+    norm1 = property(lambda self: getattr(self, self.norm1_name))
+
+    def init_weights(self) -> None:
+        """Initialise; says so when frozen parts or batch norms will stay at random values."""
+        super().init_weights()
+        cfgs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg]
+        if not any(cfg.get('type') == 'Pretrained' for cfg in cfgs):
+            frozen = [k for k, v in (('norm_eval', self.norm_eval), ('frozen_stages', self.frozen_stages >= 0)) if v]
+            if frozen:
+                print_log(
+                    f'{type(self).__name__} starts from random weights with {" and ".join(frozen)} set: frozen layers '
+                    'and batch norm statistics will not learn. Give init_cfg a pretrained checkpoint, or set '
+                    'norm_eval=False, frozen_stages=-1.',
+                    logger='current',
+                    level=30,
+                )
+
+    def _freeze_stages(self) -> None:
+        frozen = []
+        if self.frozen_stages >= 0:
+            frozen += [self.stem] if self.deep_stem else [self.conv1, self.norm1]
+        frozen += [getattr(self, name) for name in self.res_layers[: max(self.frozen_stages, 0)]]
+        for module in frozen:
+            module.eval()
+            module.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(N, in_channels, H, W) to one feature map for each of ``out_indices``."""
+        x = self.stem(x) if self.deep_stem else self.relu(self.norm1(self.conv1(x)))
+        x = self.maxpool(x)
+        outs = []
+        for i, name in enumerate(self.res_layers):
+            x = getattr(self, name)(x)
+            if i in self.out_indices:
+                outs.append(x)
+        return tuple(outs)
+
+    def train(self, mode: bool = True) -> SEResNet:
+        """Set training mode; frozen stages, and with ``norm_eval`` all batch norms, stay in eval."""
+        super().train(mode)
+        self._freeze_stages()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+
+@MODELS.register_module()
+class SEResNeXt(SEResNet):
+    """SE-ResNeXt: SE-ResNet with grouped 3x3 convolutions, depths 50, 101 and 152.
+
+    Args:
+        groups: groups of the 3x3 convolutions.
+        base_width: channels of a group in the first stage; 32 groups of 4 are "32x4d".
+    """
+
+    arch_settings = {depth: SEResNet.arch_settings[depth] for depth in (50, 101, 152)}
+
+    def __init__(self, depth: int, groups: int = 32, base_width: int = 4, **kwargs) -> None:
+        self.groups, self.base_width = groups, base_width
+        super().__init__(depth, **kwargs)
+
+    def _block_kwargs(self, base_channels: int) -> dict:
+        return dict(groups=self.groups, base_width=self.base_width, base_channels=base_channels)

@@ -1,0 +1,4 @@
+from .files import InputError, sha256, write_json
+from .versions import check_versions, installed_versions
+
+__all__ = ['InputError', 'check_versions', 'installed_versions', 'sha256', 'write_json']

@@ -1,0 +1,36 @@
+"""The error for bad input, and files written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong; the message names it and the remedy.
+
+    The tools print the message without a traceback.
+    """
+
+
+def write_json(path: str | os.PathLike, content: object) -> None:
+    """Write ``content`` as JSON beside ``path``, then rename: readers never see half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        partial.write_text(json.dumps(content, indent=2) + '\n')
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

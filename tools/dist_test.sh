@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# tools/dist_test.sh CONFIG CHECKPOINT GPUS [options of test.py]
+# Without GPUs, GPUS is a number of CPU processes. Several machines: NNODES, NODE_RANK, MASTER_ADDR, PORT.
+set -euo pipefail
+if [ $# -lt 3 ] || ! [[ $3 =~ ^[1-9][0-9]*$ ]]; then
+    echo "usage: $0 CONFIG CHECKPOINT GPUS [options of test.py]" >&2
+    exit 2
+fi
+tools="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+export PYTHONPATH="$tools/..${PYTHONPATH:+:$PYTHONPATH}"
+exec python "$tools/launch.py" \
+    --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" --nproc_per_node="$3" \
+    --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}" \
+    "$tools/test.py" "$1" "$2" --launcher pytorch "${@:4}"

@@ -1,0 +1,20 @@
+"""Draw the built-in data sets: shapes in COCO format, scenes in Places365 layout."""
+
+import argparse
+from pathlib import Path
+
+from se_mm.datasets.drawn import write_scenes, write_shapes
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('out', type=Path, nargs='?', default=Path('data'), help='folder of drawn_shapes and drawn_scenes [data]')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the drawings [0]')
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    print(write_shapes(args.out / 'drawn_shapes', args.seed))
+    print(write_scenes(args.out / 'drawn_scenes', args.seed))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,115 @@
+"""Evaluate a checkpoint of a detector or a classifier and write metrics.json into the work dir."""
+
+import argparse
+import os
+from copy import deepcopy
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.dist import is_main_process
+from mmengine.evaluator import DumpResults
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from rich import print as rich_print
+from rich.table import Table
+
+import se_mm  # noqa: F401  registers the backbones
+from se_mm.engine import check_config, guard, init_distributed, load_config, on_main_process
+from se_mm.engine.evaluate import coco_metrics, save_predictions, write_metrics
+from se_mm.utils import InputError
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--work-dir', help='folder of metrics.json, predictions and log [./work_dirs/CONFIG]')
+    parser.add_argument('--out', metavar='FILE.pkl', help='write all predictions to a pickle file')
+    parser.add_argument('--show', action='store_true', help='show predictions in a window')
+    parser.add_argument('--show-dir', help='draw predictions into this folder, below the time of the run in the work dir')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds between shown images')
+    parser.add_argument('--classwise', action='store_true', help='also AP of each class')
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation: the config\'s, or flipping')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override the config')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by some launchers')
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def add_visualization(cfg: Config, args: argparse.Namespace) -> None:
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        raise InputError(f'--show and --show-dir: {args.config} has no default_hooks.visualization')
+    if cfg.default_scope == 'mmdet':
+        hook.update(draw=True, show=args.show, wait_time=args.wait_time, test_out_dir=args.show_dir)
+    else:
+        hook.update(enable=True, show=args.show, wait_time=args.wait_time, out_dir=args.show_dir)
+
+
+def add_tta(cfg: Config) -> None:
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    pack = deepcopy(dataset.pipeline[-1])
+    if cfg.default_scope == 'mmdet':
+        model = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+        keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
+        pack['meta_keys'] = keys
+    else:
+        model = dict(type='mmpretrain.AverageClsScoreTTA')
+    flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
+    flip = dict(type='TestTimeAug', transforms=[flips, [pack]])
+    dataset.pipeline = cfg.get('tta_pipeline') or [*dataset.pipeline[:-1], flip]
+    cfg.model = ConfigDict(**(cfg.get('tta_model') or model), module=cfg.model)
+
+
+def print_table(metrics: dict) -> None:
+    per_class = {k: v for k, v in metrics.items() if isinstance(v, dict)}
+    table = Table('metric', 'value')
+    for name, value in metrics.items():
+        if name not in per_class:
+            table.add_row(name, 'n/a' if value is None else f'{value:.4g}')
+    rich_print(table)
+    for name, values in per_class.items():
+        table = Table('class', name.replace('per_class', 'AP'))
+        for cls, value in values.items():
+            table.add_row(cls, 'n/a' if value is None else f'{value:.3f}')
+        rich_print(table)
+
+
+def main():
+    args = parse_args()
+    cfg = load_config(args.config, args.cfg_options, args.work_dir)
+    if args.out and not args.out.endswith(('.pkl', '.pickle')):
+        raise InputError(f'--out {args.out}: the name has to end in .pkl or .pickle')
+    if args.show or args.show_dir:
+        add_visualization(cfg, args)
+    cfg.load_from = args.checkpoint
+    prefix = str(Path(cfg.work_dir, 'predictions'))
+    kinds = save_predictions(cfg, prefix)
+    if args.classwise and not kinds:
+        raise InputError(f'--classwise: {args.config} has no COCO evaluator')
+    init_distributed(cfg, args.launcher)
+    on_main_process(lambda: check_config(cfg, training=False, checkpoint=args.checkpoint))
+    if args.tta:
+        add_tta(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if args.out:
+        if cfg.default_scope == 'mmdet':
+            from mmdet.evaluation import DumpDetResults as Dump
+        else:
+            Dump = DumpResults
+        runner.test_evaluator.metrics.append(Dump(out_file_path=args.out))
+    metrics = runner.test()
+    if is_main_process():
+        if kinds:
+            metrics = {**metrics, **coco_metrics(runner, kinds, prefix, args.classwise)}
+        print_table(metrics)
+        print('written:', write_metrics(runner, args.checkpoint, metrics))
+
+
+if __name__ == '__main__':
+    with guard():
+        main()

@@ -1,0 +1,66 @@
+"""Train a detector or a classifier from an OpenMMLab config."""
+
+import argparse
+import os
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner, find_latest_checkpoint
+
+import se_mm  # noqa: F401  registers the backbones
+from se_mm.engine import check_config, guard, init_distributed, load_config, on_main_process
+from se_mm.utils import InputError
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--work-dir', help='folder of logs and checkpoints [./work_dirs/CONFIG]')
+    parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
+    parser.add_argument('--auto-scale-lr', action='store_true', help="scale the learning rate with the run's batch size")
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='resume from CHECKPOINT, or without a value from the latest of the work dir',
+    )
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override the config')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by some launchers')
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def apply_args(cfg: Config, args: argparse.Namespace) -> None:
+    if args.amp:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise InputError(f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size to scale from')
+        cfg.auto_scale_lr.enable = True
+    if args.resume == 'auto':
+        cfg.resume, cfg.load_from = True, None
+    elif args.resume:
+        cfg.resume, cfg.load_from = True, args.resume
+
+
+def main():
+    args = parse_args()
+    cfg = load_config(args.config, args.cfg_options, args.work_dir)
+    apply_args(cfg, args)
+    init_distributed(cfg, args.launcher)
+    checkpoint = cfg.get('load_from')
+    if cfg.get('resume') and checkpoint is None and Path(cfg.work_dir, 'last_checkpoint').is_file():
+        checkpoint = find_latest_checkpoint(cfg.work_dir)
+    on_main_process(lambda: check_config(cfg, training=True, checkpoint=checkpoint, strict=bool(cfg.get('resume'))))
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.train()
+
+
+if __name__ == '__main__':
+    with guard():
+        main()
