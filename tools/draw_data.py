@@ -8,7 +8,9 @@ from se_mm.datasets.drawn import write_scenes, write_shapes
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('out', type=Path, nargs='?', default=Path('data'), help='folder of drawn_shapes and drawn_scenes [data]')
+    parser.add_argument(
+        'out', type=Path, nargs='?', default=Path('data'), help='folder of drawn_shapes and drawn_scenes [data]'
+    )
     parser.add_argument('--seed', type=int, default=0, help='seed of the drawings [0]')
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -3,9 +3,11 @@
 Takes torchrun's arguments; `dist_train.sh` and `dist_test.sh` call it.
 """
 
+import os
 import socket
 import sys
 
+import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
@@ -20,13 +22,18 @@ def check_port(address: str, port: int) -> None:
         try:
             probe.bind(('', port))
         except OSError as error:
-            raise InputError(f'port {port} of {address} is in use ({error.strerror}): set another, PORT={port + 1}')
+            raise InputError(
+                f'port {port} of {address} is in use ({error.strerror}): set another, PORT={port + 1}'
+            ) from error
 
 
 def main():
     args = parse_args(sys.argv[1:])
-    if args.nproc_per_node.isdigit():
-        check_gpus(int(args.nproc_per_node))
+    processes = int(args.nproc_per_node)
+    check_gpus(processes)
+    # torchrun's default is one thread each, which is right where GPUs compute.
+    threads = 1 if torch.cuda.is_available() else max(1, (os.cpu_count() or 1) // processes)
+    os.environ.setdefault('OMP_NUM_THREADS', str(threads))
     if args.node_rank == 0:
         check_port(args.master_addr, args.master_port)
     try:

@@ -26,10 +26,12 @@ def parse_args():
     parser.add_argument('--work-dir', help='folder of metrics.json, predictions and log [./work_dirs/CONFIG]')
     parser.add_argument('--out', metavar='FILE.pkl', help='write all predictions to a pickle file')
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
-    parser.add_argument('--show-dir', help='draw predictions into this folder, below the time of the run in the work dir')
+    parser.add_argument(
+        '--show-dir', help='draw predictions into this folder, below the time of the run in the work dir'
+    )
     parser.add_argument('--wait-time', type=float, default=2, help='seconds between shown images')
     parser.add_argument('--classwise', action='store_true', help='also AP of each class')
-    parser.add_argument('--tta', action='store_true', help='test-time augmentation: the config\'s, or flipping')
+    parser.add_argument('--tta', action='store_true', help="test-time augmentation: the config's, or flipping")
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override the config')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by some launchers')
@@ -48,7 +50,7 @@ def add_visualization(cfg: Config, args: argparse.Namespace) -> None:
         hook.update(enable=True, show=args.show, wait_time=args.wait_time, out_dir=args.show_dir)
 
 
-def add_tta(cfg: Config) -> None:
+def add_tta(cfg: Config, args: argparse.Namespace) -> None:
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
@@ -57,6 +59,10 @@ def add_tta(cfg: Config) -> None:
         model = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
         keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
         pack['meta_keys'] = keys
+    elif args.show or args.show_dir:
+        raise InputError(
+            "--tta: mmpretrain's visualization cannot draw augmented images, leave out --show and --show-dir"
+        )
     else:
         model = dict(type='mmpretrain.AverageClsScoreTTA')
     flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
@@ -94,7 +100,7 @@ def main():
     init_distributed(cfg, args.launcher)
     on_main_process(lambda: check_config(cfg, training=False, checkpoint=args.checkpoint))
     if args.tta:
-        add_tta(cfg)
+        add_tta(cfg, args)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     if args.out:
         if cfg.default_scope == 'mmdet':

@@ -4,6 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
+import torch
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
@@ -18,7 +19,9 @@ def parse_args():
     parser.add_argument('config', help='config file')
     parser.add_argument('--work-dir', help='folder of logs and checkpoints [./work_dirs/CONFIG]')
     parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
-    parser.add_argument('--auto-scale-lr', action='store_true', help="scale the learning rate with the run's batch size")
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true', help="scale the learning rate with the run's batch size"
+    )
     parser.add_argument(
         '--resume',
         nargs='?',
@@ -36,6 +39,8 @@ def parse_args():
 
 def apply_args(cfg: Config, args: argparse.Namespace) -> None:
     if args.amp:
+        if not torch.cuda.is_available():
+            raise InputError("--amp: mixed precision needs a GPU, MMEngine's AmpOptimWrapper has none here")
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:

@@ -36,9 +36,7 @@ test_dataloader = val_dataloader
 epochs = 12
 train_cfg = dict(max_epochs=epochs, val_interval=epochs)
 optim_wrapper = dict(optimizer=dict(_delete_=True, type='AdamW', lr=1e-3, weight_decay=0.05))
-param_scheduler = dict(
-    _delete_=True, type='CosineAnnealingLR', T_max=epochs, by_epoch=True, convert_to_iter_based=True
-)
+param_scheduler = dict(_delete_=True, type='CosineAnnealingLR', T_max=epochs, by_epoch=True, convert_to_iter_based=True)
 auto_scale_lr = dict(base_batch_size=32)
 default_hooks = dict(logger=dict(interval=5), checkpoint=dict(max_keep_ckpts=1, save_best=None))
 randomness = dict(seed=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -54,17 +55,15 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     try:
         with torch.serialization.safe_globals(SAFE_GLOBALS):
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as error:
-        if 'Unsupported global' in str(error) or 'not allowed' in str(error) or 'GLOBAL' in str(error):
+    except Exception as error:  # reading arbitrary bytes can fail in any way
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if isinstance(error, pickle.UnpicklingError) and re.search('Unsupported global|not allowed', str(error)):
             raise InputError(
                 f'checkpoint {path} is refused: it holds objects other than tensors and plain data, which could run '
-                f'code when loaded ({str(error).splitlines()[0]}). Save its state_dict alone and load that.'
+                f'code when loaded ({reason}). Save its state_dict alone and load that.'
             ) from error
-        raise InputError(f'checkpoint {path} is damaged or no checkpoint: copy or download it again') from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise InputError(
-            f'checkpoint {path} is truncated or no checkpoint: copy or download it again '
-            f'({str(error).splitlines()[0] if str(error) else type(error).__name__})'
+            f'checkpoint {path} is damaged or no checkpoint: copy or download it again ({reason})'
         ) from error
     if isinstance(checkpoint, dict) and 'state_dict' not in checkpoint:
         checkpoint = dict(state_dict=checkpoint)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -70,20 +71,25 @@ def init_distributed(cfg: Config, launcher: str) -> None:
     )
 
 
+def report(error: InputError) -> None:
+    """Print the one line that the user gets to see."""
+    print(f'error: {error}', file=sys.stderr, flush=True)
+
+
 def on_main_process(check: Callable[[], None]) -> None:
-    """Run ``check`` in one process while the others wait; if it fails, all of them end.
+    """Run ``check`` in one process while the others wait.
 
     Raises:
-        InputError: raised by ``check``, in the main process.
-        SystemExit: with code 1, in the others.
+        SystemExit: with code 1, in all processes, after an InputError of ``check`` was reported.
     """
-    failed = [True]
-    try:
-        if is_main_process():
+    failed = [False]
+    if is_main_process():
+        try:
             check()
-            failed = [False]
-    finally:
-        broadcast_object_list(failed)
+        except InputError as error:
+            report(error)  # before the others end: a launcher ends the rest with the first of them
+            failed = [True]
+    broadcast_object_list(failed)
     if failed[0]:
         sys.exit(1)
 
@@ -100,7 +106,10 @@ def guard() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        print(f'error: {error}', file=sys.stderr, flush=True)
+        if (os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or '0') == '0':
+            report(error)
+        else:
+            time.sleep(10)  # a launcher ends all processes with the first: the main one speaks before
         sys.exit(1)
     finally:
         if dist.is_initialized():

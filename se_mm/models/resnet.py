@@ -163,9 +163,7 @@ class SEBottleneck(SEBlock):
 
     def branch_convs(self) -> list[tuple[int, int, dict]]:
         stride1, stride2 = (1, self.stride) if self.style == 'pytorch' else (self.stride, 1)
-        spatial = dict(
-            kernel_size=3, stride=stride2, padding=self.dilation, dilation=self.dilation, groups=self.groups
-        )
+        spatial = dict(kernel_size=3, stride=stride2, padding=self.dilation, dilation=self.dilation, groups=self.groups)
         return [
             (self.inplanes, self.width, dict(kernel_size=1, stride=stride1)),
             (self.width, self.width, spatial),
@@ -312,7 +310,13 @@ class SEResNet(BaseModule):
         self.feat_dim = inplanes
         self._freeze_stages()
 
-    def _check_arguments(self, dcn, stage_with_dcn, plugins, drop_path_rate) -> None:
+    def _check_arguments(
+        self,
+        dcn: dict | None,
+        stage_with_dcn: Sequence[bool],
+        plugins: list[dict] | None,
+        drop_path_rate: float,
+    ) -> None:
         name, n = type(self).__name__, self.num_stages
         if self.depth not in self.arch_settings:
             raise ValueError(f'{name} has no depth {self.depth!r}: choose one of {sorted(self.arch_settings)}')

@@ -1,0 +1,3 @@
+from .complexity import complexity, test_shape
+
+__all__ = ['complexity', 'test_shape']

@@ -1,0 +1,61 @@
+"""Parameters and multiply-adds of a config's model."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import torch
+from mmengine.config import Config
+from torch.utils.flop_counter import FlopCounterMode
+
+from se_mm.engine.preflight import build_model, check_scope, leaf_datasets
+
+
+def test_shape(cfg: Config) -> tuple[int, int]:
+    """Height and width of a test image, from the last transform of the config that sets a size."""
+    shape = (224, 224)
+    for dataset in leaf_datasets(cfg.get('test_dataloader', {}).get('dataset')):
+        for transform in dataset.get('pipeline', []):
+            size = transform.get('crop_size') or transform.get('scale')
+            if transform['type'].endswith('CenterCrop'):
+                shape = (size, size) if isinstance(size, int) else tuple(size)
+            elif transform['type'] in ('Resize', 'FixScaleResize') and isinstance(size, list | tuple):
+                shape = (min(size), max(size))
+    return shape
+
+
+def complexity(cfg: Config, shape: tuple[int, int] | None = None) -> dict[str, int | float | list[int]]:
+    """Count the parameters and the multiply-adds of one image's forward pass on the CPU.
+
+    Counted are convolutions and matrix products, a multiply-add as one, like in the papers. Norms,
+    activations, pooling and compiled operators of mmcv are not. A two-stage detector is counted with
+    all the proposals its test settings allow, so that the figure does not depend on the weights.
+
+    Args:
+        cfg: config of a detector or a classifier.
+        shape: height and width of the image, None for that of the test pipeline.
+
+    Returns:
+        ``params``, ``backbone_params``, ``gflops`` and ``shape``.
+    """
+    check_scope(cfg)
+    shape = shape or test_shape(cfg)
+    counted = Config(dict(model=deepcopy(cfg.model.to_dict()), default_scope=cfg.default_scope), filename=cfg.filename)
+    rpn = counted.model.get('test_cfg', {}) and counted.model.test_cfg.get('rpn')
+    if rpn:
+        rpn.nms.iou_threshold = 1.0
+    model = build_model(counted).eval()
+    inputs = [torch.zeros(1, 3, *shape)]
+    if cfg.default_scope == 'mmdet':
+        from mmdet.structures import DetDataSample
+
+        meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, batch_input_shape=shape, scale_factor=(1.0, 1.0))
+        inputs.append([DetDataSample(metainfo=meta)])
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(*inputs, mode='tensor')
+    return dict(
+        params=sum(p.numel() for p in model.parameters()),
+        backbone_params=sum(p.numel() for p in model.backbone.parameters()),
+        gflops=counter.get_total_flops() / 2e9,
+        shape=list(shape),
+    )

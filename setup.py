@@ -1,0 +1,49 @@
+"""Package definition. Tool settings are in pyproject.toml, pinned versions in requirements.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = {}
+exec((here / 'se_mm' / 'version.py').read_text(), version)
+
+setup(
+    name='se_mm',
+    version=version['__version__'],
+    description='Squeeze-and-Excitation networks for OpenMMLab',
+    long_description=(here / 'README.md').read_text(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    packages=find_packages(include=['se_mm', 'se_mm.*']),
+    python_requires='>=3.10',
+    # mmengine and mmcv are needed too, but exist as two sets of distributions with the same import
+    # names: requiring one would overwrite the other. Importing se_mm checks what is installed.
+    install_requires=[
+        'torch>=2.5',  # safe_globals, to read checkpoints without running code
+        'numpy',
+        'packaging',  # comparing versions
+    ],
+    extras_require={
+        # the maintained fork
+        'onedl': [
+            'onedl-mmengine>=0.10.8,<1.0',
+            'onedl-mmcv>=2.3.0,<2.4',
+            'onedl-mmdetection>=3.5.0,<4.0',
+            'onedl-mmpretrain>=1.3.0,<2.0',
+            'pycocotools>=2.0.7',
+            'rich',  # tables and progress of the tools
+        ],
+        # the original packages; mmengine 0.10.7 cannot load its checkpoints with torch 2.6
+        'openmmlab': [
+            'torch<2.6',
+            'numpy<2',
+            'mmengine>=0.10.4,<0.10.8',
+            'mmcv>=2.0.1,<2.2',
+            'mmdet>=3.3.0,<3.4',
+            'mmpretrain>=1.2.0,<1.3',
+            'pycocotools>=2.0.7',
+            'rich',
+        ],
+    },
+)

@@ -1,0 +1,104 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from torch import nn
+
+from se_mm.checkpoints import check_fit, read_checkpoint
+from se_mm.utils import InputError
+
+
+class Executes:
+    """Would create a file when unpickled; harmless otherwise."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), 'w')
+
+
+class Reaches:
+    """Would get at an attribute that is not one of HistoryBuffer's statistics."""
+
+    def __reduce__(self):
+        return getattr, (HistoryBuffer, '__init__')
+
+
+def test_reads_what_mmengine_saves(tmp_path):
+    buffer = HistoryBuffer([1.0, 2.0], [1, 1])
+    log = dict(loss=buffer, seed=np.random.get_state()[1], step=np.float64(3))
+    torch.save(dict(state_dict=nn.Linear(2, 2).state_dict(), message_hub=log), tmp_path / 'a.pth')
+    checkpoint = read_checkpoint(tmp_path / 'a.pth')
+    assert checkpoint['message_hub']['loss'].mean() == 1.5
+    assert set(checkpoint['state_dict']) == {'weight', 'bias'}
+
+
+def test_bare_state_dict_is_a_checkpoint(tmp_path):
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / 'a.pth')
+    assert set(read_checkpoint(tmp_path / 'a.pth')['state_dict']) == {'weight', 'bias'}
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_code_is_refused_and_not_run(tmp_path, zipped):
+    content = dict(state_dict=nn.Linear(2, 2).state_dict(), meta=Executes(tmp_path / 'was_run'))
+    torch.save(content, tmp_path / 'a.pth', _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InputError, match=r'a\.pth is refused.*run code'):
+        read_checkpoint(tmp_path / 'a.pth')
+    assert not (tmp_path / 'was_run').exists()
+    torch.load(tmp_path / 'a.pth', weights_only=False)
+    assert (tmp_path / 'was_run').exists()  # it would have
+
+
+def test_attributes_are_no_way_around(tmp_path):
+    torch.save(dict(state_dict=nn.Linear(2, 2).state_dict(), meta=Reaches()), tmp_path / 'a.pth')
+    with pytest.raises(InputError, match='refused'):
+        read_checkpoint(tmp_path / 'a.pth')
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def text(path):
+    path.write_text('not a checkpoint')
+
+
+def empty(path):
+    path.write_bytes(b'')
+
+
+def no_weights(path):
+    torch.save(dict(epoch=3), path)
+
+
+def other_pickle(path):
+    path.write_bytes(pickle.dumps([1, 2]))
+
+
+@pytest.mark.parametrize('damage', [cut, text, empty, no_weights, other_pickle])
+def test_damaged_files_are_named(tmp_path, damage):
+    torch.save(nn.Linear(64, 64).state_dict(), tmp_path / 'a.pth')
+    damage(tmp_path / 'a.pth')
+    with pytest.raises(InputError, match=r'a\.pth'):
+        read_checkpoint(tmp_path / 'a.pth')
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r'nowhere\.pth does not exist'):
+        read_checkpoint(tmp_path / 'nowhere.pth')
+
+
+def test_fit():
+    model, weights = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), nn.Linear(2, 3).state_dict()
+    part = {f'0.{k}': v for k, v in weights.items()}
+    check_fit({f'module.{k}': v for k, v in model.state_dict().items()}, model, 'a.pth')
+    check_fit(part, model, 'a.pth', strict=False)
+    with pytest.raises(InputError, match=r'a\.pth .* of 4 tensors 2 missing \(e\.g\. 1\.weight\)\. Use'):
+        check_fit(part, model, 'a.pth')
+    with pytest.raises(InputError, match='another architecture'):
+        check_fit(weights, model, 'a.pth', strict=False)
+    with pytest.raises(InputError, match=r'1 of another shape \(e\.g\. 0\.bias \(5,\) instead of \(3,\)\)'):
+        check_fit({**model.state_dict(), '0.bias': torch.zeros(5)}, model, 'a.pth')

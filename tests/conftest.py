@@ -1,0 +1,57 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from se_mm.datasets.drawn import write_scenes, write_shapes
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / 'configs'
+TOOLS = ROOT / 'tools'
+
+
+def config_files():
+    """All configs that can be run, the bases of others left out."""
+    return sorted(path for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts)
+
+
+@pytest.fixture(scope='session')
+def shapes(tmp_path_factory):
+    return write_shapes(tmp_path_factory.mktemp('drawn') / 'shapes', train=16, val=8)
+
+
+@pytest.fixture(scope='session')
+def scenes(tmp_path_factory):
+    return write_scenes(tmp_path_factory.mktemp('drawn') / 'scenes', train=4, val=2)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run a program in an empty folder; returns exit code and output."""
+
+    def run_program(*command, cwd=tmp_path, timeout=300, **env):
+        environment = {**os.environ, **{name: str(value) for name, value in env.items()}}
+        environment['PATH'] = f'{Path(sys.executable).parent}:{environment["PATH"]}'
+        result = subprocess.run(
+            [str(part) for part in command],
+            cwd=cwd,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+        )
+        return result.returncode, result.stdout
+
+    return run_program
+
+
+@pytest.fixture
+def free_port():
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(('', 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,57 @@
+import sys
+from pathlib import Path
+
+import mmdet
+import mmpretrain
+import pytest
+from mmengine.registry import MODELS, init_default_scope
+
+from se_mm.models import SELayer, SEResNet, SEResNeXt
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmpretrain', 'mmengine'])
+def test_scoped_names_work_everywhere(scope):
+    init_default_scope(scope)
+    assert type(MODELS.build(dict(type='se_mm.SEResNet', depth=18))) is SEResNet
+    assert type(MODELS.build(dict(type='se_mm.SEResNeXt', depth=50))) is SEResNeXt
+    assert type(MODELS.build(dict(type='se_mm.SELayer', channels=32))) is SELayer
+
+
+def test_bare_names_are_ours_in_mmdet_and_mmpretrains_in_mmpretrain():
+    init_default_scope('mmdet')
+    assert type(MODELS.build(dict(type='SEResNet', depth=18))) is SEResNet
+    init_default_scope('mmpretrain')
+    assert type(MODELS.build(dict(type='SEResNet', depth=50))) is mmpretrain.models.SEResNet
+
+
+def test_mmdets_own_tool_trains_it_without_custom_imports(run, shapes):
+    """Their tools/train.py, one of their configs, only `type=` changed."""
+    folder = Path(mmdet.__file__).parent / '.mim'
+    options = dict(
+        train_dataloader={'dataset.data_root': f'{shapes}/', 'num_workers': 0, 'persistent_workers': False},
+        model={'backbone.type': 'se_mm.SEResNet', 'backbone.init_cfg': None, 'bbox_head.num_classes': 3},
+    )
+    flat = [f'{group}.{key}={value}' for group, values in options.items() for key, value in values.items()]
+    code, output = run(
+        sys.executable,
+        folder / 'tools' / 'train.py',
+        folder / 'configs' / 'retinanet' / 'retinanet_r18_fpn_1x_coco.py',
+        '--cfg-options',
+        *flat,
+        'train_dataloader.dataset.ann_file=annotations/train.json',
+        'train_dataloader.dataset.data_prefix.img=train/',
+        'train_dataloader.dataset.metainfo.classes=circle,square,triangle',
+        'train_dataloader.dataset.pipeline.2.scale=(64,64)',
+        'train_cfg.max_epochs=1',
+        'train_cfg.val_interval=2',
+        'default_hooks.logger.interval=4',
+    )
+    assert code == 0, output
+    assert 'Saving checkpoint at 1 epochs' in output and 'se_layer' in output
+
+
+def test_import_takes_no_longer_than_what_it_needs(run):
+    """mmdet, mmpretrain and pycocotools are loaded only by those who use them."""
+    code, output = run(sys.executable, '-c', 'import sys, se_mm; print(sorted({m.split(".")[0] for m in sys.modules}))')
+    assert code == 0, output
+    assert not {'mmdet', 'mmpretrain', 'pycocotools', 'matplotlib.pyplot', 'timm', 'rich.progress'} & set(eval(output))
