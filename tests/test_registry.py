@@ -27,25 +27,26 @@ def test_bare_names_are_ours_in_mmdet_and_mmpretrains_in_mmpretrain():
 def test_mmdets_own_tool_trains_it_without_custom_imports(run, shapes):
     """Their tools/train.py, one of their configs, only `type=` changed."""
     folder = Path(mmdet.__file__).parent / '.mim'
-    options = dict(
-        train_dataloader={'dataset.data_root': f'{shapes}/', 'num_workers': 0, 'persistent_workers': False},
-        model={'backbone.type': 'se_mm.SEResNet', 'backbone.init_cfg': None, 'bbox_head.num_classes': 3},
-    )
-    flat = [f'{group}.{key}={value}' for group, values in options.items() for key, value in values.items()]
-    code, output = run(
-        sys.executable,
-        folder / 'tools' / 'train.py',
-        folder / 'configs' / 'retinanet' / 'retinanet_r18_fpn_1x_coco.py',
-        '--cfg-options',
-        *flat,
-        'train_dataloader.dataset.ann_file=annotations/train.json',
-        'train_dataloader.dataset.data_prefix.img=train/',
-        'train_dataloader.dataset.metainfo.classes=circle,square,triangle',
+    options = [
+        'model.backbone.type=se_mm.SEResNet',
+        'model.backbone.init_cfg=None',
+        'model.bbox_head.num_classes=3',
         'train_dataloader.dataset.pipeline.2.scale=(64,64)',
         'train_cfg.max_epochs=1',
-        'train_cfg.val_interval=2',
         'default_hooks.logger.interval=4',
-    )
+    ]
+    for loader, split in (('train', 'train'), ('val', 'val'), ('test', 'val')):
+        options += [
+            f'{loader}_dataloader.dataset.data_root={shapes}/',
+            f'{loader}_dataloader.dataset.ann_file=annotations/{split}.json',
+            f'{loader}_dataloader.dataset.data_prefix.img={split}/',
+            f'{loader}_dataloader.dataset.metainfo.classes=circle,square,triangle',
+            f'{loader}_dataloader.num_workers=0',
+            f'{loader}_dataloader.persistent_workers=False',
+        ]
+    options += [f'{kind}_evaluator.ann_file={shapes}/annotations/val.json' for kind in ('val', 'test')]
+    config = folder / 'configs' / 'retinanet' / 'retinanet_r18_fpn_1x_coco.py'
+    code, output = run(sys.executable, folder / 'tools' / 'train.py', config, '--cfg-options', *options)
     assert code == 0, output
     assert 'Saving checkpoint at 1 epochs' in output and 'se_layer' in output
 

@@ -10,14 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from numpy._core.multiarray import _reconstruct, scalar
+from packaging.version import Version
 from torch import Tensor, nn
 
 from se_mm.utils import InputError
-
-# What MMEngine writes beside the weights: its training log and the state of its random generators.
-# mmengine's own list also allows `getattr`; its checkpoints need it only to name HistoryBuffer's
-# methods, and `_read_attribute` grants no more than that.
-_NUMPY_CORE = np._core if hasattr(np, '_core') else np.core
 
 
 def _read_attribute(owner: type, name: str) -> object:
@@ -26,18 +23,28 @@ def _read_attribute(owner: type, name: str) -> object:
     return getattr(owner, name)
 
 
+# MMEngine's checkpoints call getattr to name HistoryBuffer's methods; they get this instead.
+_read_attribute.__module__, _read_attribute.__qualname__ = 'builtins', 'getattr'
+_read_attribute.__name__ = 'getattr'
+
+# What MMEngine writes beside the weights: its training log and the state of its random generators.
 SAFE_GLOBALS = [
     HistoryBuffer,
     slice,
-    (_read_attribute, 'builtins.getattr'),
-    (_NUMPY_CORE.multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
-    (_NUMPY_CORE.multiarray._reconstruct, 'numpy._core.multiarray._reconstruct'),
-    (_NUMPY_CORE.multiarray.scalar, 'numpy.core.multiarray.scalar'),
-    (_NUMPY_CORE.multiarray.scalar, 'numpy._core.multiarray.scalar'),
+    _read_attribute,
+    _reconstruct,
+    scalar,
     np.ndarray,
     np.dtype,
     *(type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'uint32', 'uint8')),
 ]
+if Version(torch.__version__) >= Version('2.6'):
+    # Checkpoints written with NumPy 1 and read with NumPy 2, or the reverse. torch 2.5 has no aliases.
+    SAFE_GLOBALS += [
+        (function, f'numpy.{core}.multiarray.{function.__name__}')
+        for function in (_reconstruct, scalar)
+        for core in ('core', '_core')
+    ]
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict:

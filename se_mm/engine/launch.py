@@ -16,6 +16,7 @@ from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, init_dist, is_main_process
 from packaging.version import Version
 
+from se_mm.checkpoints.reading import SAFE_GLOBALS
 from se_mm.utils import InputError
 
 
@@ -103,6 +104,7 @@ def guard() -> Iterator[None]:
     """
     if Version(mmengine.__version__) >= Version('0.10.8'):
         os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+        torch.serialization.add_safe_globals(SAFE_GLOBALS)
     try:
         yield
     except InputError as error:

@@ -251,7 +251,9 @@ class SEResNet(BaseModule):
         if pretrained is not None:
             if init_cfg is not None:
                 raise ValueError('init_cfg and pretrained cannot be given at the same time')
-            warnings.warn('pretrained is deprecated, use init_cfg=dict(type="Pretrained", checkpoint=...)')
+            warnings.warn(
+                'pretrained is deprecated, use init_cfg=dict(type="Pretrained", checkpoint=...)', stacklevel=2
+            )
             init_cfg = dict(type='Pretrained', checkpoint=pretrained)
         super().__init__(init_cfg)
         self.depth, self.num_stages, self.style = depth, num_stages, style

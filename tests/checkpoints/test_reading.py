@@ -1,9 +1,14 @@
 import pickle
+import subprocess
+import sys
+import zipfile
 
+import mmengine
 import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from packaging.version import Version
 from torch import nn
 
 from se_mm.checkpoints import check_fit, read_checkpoint
@@ -34,6 +39,46 @@ def test_reads_what_mmengine_saves(tmp_path):
     checkpoint = read_checkpoint(tmp_path / 'a.pth')
     assert checkpoint['message_hub']['loss'].mean() == 1.5
     assert set(checkpoint['state_dict']) == {'weight', 'bias'}
+
+
+def rename_numpy(source, target):
+    """The same checkpoint as the other major version of NumPy would have written it."""
+    ours, theirs = (b'numpy._core', b'numpy.core') if np.__version__ >= '2' else (b'numpy.core', b'numpy._core')
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, 'w') as new:
+        for item in old.infolist():
+            content = old.read(item)
+            if item.filename.endswith('data.pkl'):
+                assert ours in content
+                content = content.replace(ours, theirs)
+            new.writestr(item.filename, content)
+
+
+@pytest.mark.skipif(Version(torch.__version__) < Version('2.6'), reason='torch 2.5 has no aliases of safe globals')
+def test_other_numpys_checkpoints_are_read_by_us_and_by_mmengine(tmp_path):
+    log = dict(loss=HistoryBuffer([1.0, 2.0], [1, 1]), step=np.float64(3))
+    torch.save(dict(state_dict=nn.Linear(2, 2).state_dict(), message_hub=log), tmp_path / 'a.pth')
+    rename_numpy(tmp_path / 'a.pth', tmp_path / 'b.pth')
+    assert read_checkpoint(tmp_path / 'b.pth')['message_hub']['step'] == 3
+    script = (
+        'import sys; from se_mm.engine import guard; from mmengine.runner.checkpoint import _load_checkpoint\n'
+        'with guard(): print(_load_checkpoint(sys.argv[1])["message_hub"]["loss"].mean())'
+    )
+    assert subprocess.check_output([sys.executable, '-c', script, tmp_path / 'b.pth'], text=True).endswith('1.5\n')
+
+
+@pytest.mark.skipif(
+    Version(mmengine.__version__) < Version('0.10.8'),
+    reason='this mmengine cannot read its own checkpoints as data',
+)
+def test_tools_keep_mmengine_from_unpickling_code(tmp_path):
+    torch.save(dict(state_dict={}, meta=Executes(tmp_path / 'was_run')), tmp_path / 'a.pth')
+    script = (
+        'import sys; from se_mm.engine import guard; from mmengine.runner.checkpoint import _load_checkpoint\n'
+        'with guard(): _load_checkpoint(sys.argv[1])'
+    )
+    done = subprocess.run([sys.executable, '-c', script, tmp_path / 'a.pth'], capture_output=True, text=True)
+    assert done.returncode == 1 and 'Unsupported global' in done.stderr
+    assert not (tmp_path / 'was_run').exists()
 
 
 def test_bare_state_dict_is_a_checkpoint(tmp_path):
