@@ -6,6 +6,7 @@ import mmpretrain
 import pytest
 from mmengine.registry import MODELS, init_default_scope
 
+from se_mm.checkpoints import read_checkpoint
 from se_mm.models import SELayer, SEResNet, SEResNeXt
 
 
@@ -24,7 +25,7 @@ def test_bare_names_are_ours_in_mmdet_and_mmpretrains_in_mmpretrain():
     assert type(MODELS.build(dict(type='SEResNet', depth=50))) is mmpretrain.models.SEResNet
 
 
-def test_mmdets_own_tool_trains_it_without_custom_imports(run, shapes):
+def test_mmdets_own_tool_trains_it_without_custom_imports(run, shapes, tmp_path):
     """Their tools/train.py, one of their configs, only `type=` changed."""
     folder = Path(mmdet.__file__).parent / '.mim'
     options = [
@@ -48,7 +49,8 @@ def test_mmdets_own_tool_trains_it_without_custom_imports(run, shapes):
     config = folder / 'configs' / 'retinanet' / 'retinanet_r18_fpn_1x_coco.py'
     code, output = run(sys.executable, folder / 'tools' / 'train.py', config, '--cfg-options', *options)
     assert code == 0, output
-    assert 'Saving checkpoint at 1 epochs' in output and 'se_layer' in output
+    weights = read_checkpoint(tmp_path / 'work_dirs' / config.stem / 'epoch_1.pth')['state_dict']
+    assert 'backbone.layer4.1.se_layer.conv2.conv.weight' in weights
 
 
 def test_import_takes_no_longer_than_what_it_needs(run):
