@@ -21,7 +21,7 @@ setup(
     # names: requiring one would overwrite the other. Importing se_mm checks what is installed.
     install_requires=[
         'torch>=2.5',  # safe_globals, to read checkpoints without running code
-        'numpy',
+        'numpy>=1.26',  # numpy._core, in checkpoints of NumPy 2
         'packaging',  # comparing versions
     ],
     extras_require={
@@ -37,7 +37,7 @@ setup(
         # the original packages; mmengine 0.10.7 cannot load its checkpoints with torch 2.6
         'openmmlab': [
             'torch<2.6',
-            'numpy<2',
+            'numpy>=1.26,<2',
             'mmengine>=0.10.4,<0.10.8',
             'mmcv>=2.0.1,<2.2',
             'mmdet>=3.3.0,<3.4',

@@ -17,13 +17,15 @@ from se_mm.utils import InputError
 
 
 def check_port(address: str, port: int) -> None:
+    if not 0 < port < 65536:
+        raise InputError(f'PORT={port}: a port is a number from 1 to 65535')
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(('', port))
         except OSError as error:
             raise InputError(
-                f'port {port} of {address} is in use ({error.strerror}): set another, PORT={port + 1}'
+                f'port {port} of {address} cannot be used ({error.strerror}): set another, PORT={port + 1}'
             ) from error
 
 
@@ -34,6 +36,11 @@ def main():
     # torchrun's default is one thread each, which is right where GPUs compute.
     threads = 1 if torch.cuda.is_available() else max(1, (os.cpu_count() or 1) // processes)
     os.environ.setdefault('OMP_NUM_THREADS', str(threads))
+    unset = [name for name in ('MASTER_ADDR', 'NODE_RANK') if name not in os.environ]
+    if args.nnodes != '1' and unset:
+        raise InputError(
+            f'NNODES={args.nnodes} machines need the same MASTER_ADDR and each its NODE_RANK: set {unset[0]}'
+        )
     if args.node_rank == 0:
         check_port(args.master_addr, args.master_port)
     try:

@@ -58,10 +58,8 @@ def run(command: list, log: Path, advance) -> None:
 
 
 def train_and_test(name: str, work: Path, processes: int, report) -> None:
-    """Train unless there is a checkpoint of the last epoch, and evaluate the saved checkpoint."""
+    """Train, from the latest checkpoint if there is one, and evaluate the checkpoint that was saved."""
     folder = work / name
-    if (folder / 'metrics.json').is_file():
-        return report(1.0)
     folder.mkdir(parents=True, exist_ok=True)
     train, test = RUNS[name]
     share = train / (train + test)
@@ -82,21 +80,21 @@ def main():
     gpus = torch.cuda.device_count()
     processes = min(gpus, 2) or 2
     where = f'{processes} GPUs, nccl' if gpus else f'{processes} CPU processes, gloo'
-    print(f'Training and evaluating {len(RUNS)} networks on drawn data: {where}.')
-    print('Results and logs:', work)
+    print(f'Training and evaluating {len(RUNS)} networks on drawn data: {where}. Results and logs: {work}')
     write_shapes(ROOT / 'data' / 'drawn_shapes')
     write_scenes(ROOT / 'data' / 'drawn_scenes')
 
-    total = sum(sum(seconds) for seconds in RUNS.values())
+    todo = {name: seconds for name, seconds in RUNS.items() if not (work / name / 'metrics.json').is_file()}
+    total = sum(sum(seconds) for seconds in todo.values())
     columns = TextColumn('{task.description:34}'), BarColumn(), TimeElapsedColumn(), 'left', TimeRemainingColumn()
     console = Console()
     # The estimate looks back over everything, since test runs report no progress of their own.
     with Progress(*columns, console=console, speed_estimate_period=3600, disable=not console.is_terminal) as progress:
         task, done = progress.add_task('', total=total), 0
-        for i, (name, seconds) in enumerate(RUNS.items(), 1):
-            progress.update(task, description=f'{i}/{len(RUNS)} {name}')
+        for i, (name, seconds) in enumerate(todo.items(), 1):
+            progress.update(task, description=f'{i}/{len(todo)} {name}')
             if not console.is_terminal:
-                print(f'{i}/{len(RUNS)} {name} (about {(total - done) / 60:.0f} min left on 2 cores)', flush=True)
+                print(f'{i}/{len(todo)} {name} (about {(total - done) / 60:.0f} min left on 2 cores)', flush=True)
             start, whole = done, sum(seconds)
             report = lambda part, start=start, whole=whole: progress.update(task, completed=start + part * whole)  # noqa: E731
             train_and_test(name, work, processes, report)

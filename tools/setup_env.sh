@@ -19,6 +19,9 @@ stamp="$("$python" --version) $(cksum <"$root/requirements.txt") $root"
 if [ "$(cat "$venv/.complete" 2>/dev/null)" = "$stamp" ]; then
     exit 0
 fi
+"$python" -c 'import os, sys, sysconfig
+sys.exit(not os.path.isfile(os.path.join(sysconfig.get_path("include"), "Python.h")))' ||
+    fail "$python has no headers to compile mmcv with: apt-get install python3-dev"
 command -v "${CXX:-c++}" >/dev/null || fail "no C++ compiler found: install one (apt-get install g++) to compile mmcv"
 
 echo "[1/3] packages into $venv (2 minutes and 6 GB)"
@@ -32,14 +35,22 @@ grep -E '^(setuptools|wheel|packaging)==' "$venv/requirements.txt" >"$venv/build
 python -m pip install -q --no-deps -r "$venv/build.txt"
 python -m pip install -q --no-deps -r "$venv/requirements.txt"
 
-device=cpu
-if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    if command -v nvcc >/dev/null || [ -n "${CUDA_HOME:-}" ]; then
-        device=cuda
-    else
-        echo "A GPU is here but no nvcc to compile mmcv for it: detection will run on the CPU."
-        echo "Install the CUDA toolkit of torch's version, delete $venv and run this again to use the GPU."
-    fi
+# CUDA operators need a GPU to compile for and the nvcc of torch's CUDA.
+device="$(python - <<'EOF'
+import shutil, subprocess, torch
+device = 'cpu'
+if torch.cuda.is_available() and shutil.which('nvcc'):
+    version = subprocess.run(['nvcc', '--version'], capture_output=True, text=True).stdout
+    if f'release {torch.version.cuda.split(".")[0]}.' in version:
+        device = 'cuda-sm' + '-'.join(sorted({f'{a}{b}' for a, b in map(
+            torch.cuda.get_device_capability, range(torch.cuda.device_count()))}))
+print(device)
+EOF
+)"
+echo "$device" >"$venv/.device"
+if [ "$device" = cpu ] && python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    echo "A GPU is here, but no nvcc of CUDA $(python -c 'import torch; print(torch.version.cuda)') to compile mmcv for it:"
+    echo "the CPU is used. To use the GPU, install that CUDA toolkit, delete $venv and run this again."
 fi
 key="$(python -c 'import platform, sys, torch
 print(f"torch{torch.__version__}-cp{sys.version_info[0]}{sys.version_info[1]}-{platform.machine()}")')"
@@ -49,10 +60,12 @@ if [ ! -d "$cache" ]; then
     partial="$cache.$$"
     mkdir -p "$partial"
     if [ "$device" = cpu ]; then export CUDA_VISIBLE_DEVICES='' FORCE_CUDA=0; else export FORCE_CUDA=1; fi
+    set -m # the build in a process group of its own, so that it can be ended with all its compilers
     MMCV_WITH_OPS=1 MAX_JOBS="${MAX_JOBS:-$(nproc)}" \
         python -m pip wheel --no-build-isolation --no-deps -w "$partial" "$mmcv" >"$venv/mmcv.log" 2>&1 &
     build=$!
-    trap 'kill $build 2>/dev/null || true; rm -rf "$partial"' EXIT
+    set +m
+    trap 'kill -- "-$build" 2>/dev/null || true; rm -rf "$partial"' EXIT
     started=$SECONDS
     while kill -0 "$build" 2>/dev/null; do
         sleep 5

@@ -14,7 +14,7 @@ from rich import print as rich_print
 from rich.table import Table
 
 import se_mm  # noqa: F401  registers the backbones
-from se_mm.engine import check_config, guard, init_distributed, load_config, on_main_process
+from se_mm.engine import check_config, guard, init_distributed, load_config, once_per_machine
 from se_mm.engine.evaluate import coco_metrics, save_predictions, write_metrics
 from se_mm.utils import InputError
 
@@ -75,7 +75,7 @@ def print_table(metrics: dict) -> None:
     per_class = {k: v for k, v in metrics.items() if isinstance(v, dict)}
     table = Table('metric', 'value')
     for name, value in metrics.items():
-        if name not in per_class:
+        if value is None or isinstance(value, int | float):
             table.add_row(name, 'n/a' if value is None else f'{value:.4g}')
     rich_print(table)
     for name, values in per_class.items():
@@ -98,7 +98,7 @@ def main():
     if args.classwise and not kinds:
         raise InputError(f'--classwise: {args.config} has no COCO evaluator')
     init_distributed(cfg, args.launcher)
-    on_main_process(lambda: check_config(cfg, training=False, checkpoint=args.checkpoint))
+    once_per_machine(lambda: check_config(cfg, training=False, checkpoint=args.checkpoint))
     if args.tta:
         add_tta(cfg, args)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
@@ -112,8 +112,9 @@ def main():
     if is_main_process():
         if kinds:
             metrics = {**metrics, **coco_metrics(runner, kinds, prefix, args.classwise)}
+        path = write_metrics(runner, args.checkpoint, metrics)
         print_table(metrics)
-        print('written:', write_metrics(runner, args.checkpoint, metrics))
+        print('written:', path)
 
 
 if __name__ == '__main__':

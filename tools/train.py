@@ -10,7 +10,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 import se_mm  # noqa: F401  registers the backbones
-from se_mm.engine import check_config, guard, init_distributed, load_config, on_main_process
+from se_mm.engine import check_config, guard, init_distributed, load_config, once_per_machine
 from se_mm.utils import InputError
 
 
@@ -61,7 +61,7 @@ def main():
     checkpoint = cfg.get('load_from')
     if cfg.get('resume') and checkpoint is None and Path(cfg.work_dir, 'last_checkpoint').is_file():
         checkpoint = find_latest_checkpoint(cfg.work_dir)
-    on_main_process(lambda: check_config(cfg, training=True, checkpoint=checkpoint, strict=bool(cfg.get('resume'))))
+    once_per_machine(lambda: check_config(cfg, training=True, checkpoint=checkpoint, strict=bool(cfg.get('resume'))))
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.train()
 

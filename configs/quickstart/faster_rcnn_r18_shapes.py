@@ -70,7 +70,7 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', T_max=epochs, by_epoch=True, convert_to_iter_based=True),
 ]
 auto_scale_lr = dict(base_batch_size=8)
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=1))
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=2))
 # Batch norms learn, each from one process' images: validation and checkpoints get the averages.
 custom_hooks = [dict(type='SyncBuffersHook')]
 randomness = dict(seed=0)

@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config
 from torch.utils.flop_counter import FlopCounterMode
 
-from se_mm.engine.preflight import build_model, check_scope, leaf_datasets
+from se_mm.engine.preflight import build_model, check_scope, leaf_datasets, type_name
 
 
 def test_shape(cfg: Config) -> tuple[int, int]:
@@ -17,9 +17,9 @@ def test_shape(cfg: Config) -> tuple[int, int]:
     for dataset in leaf_datasets(cfg.get('test_dataloader', {}).get('dataset')):
         for transform in dataset.get('pipeline', []):
             size = transform.get('crop_size') or transform.get('scale')
-            if transform['type'].endswith('CenterCrop'):
+            if type_name(transform) == 'CenterCrop':
                 shape = (size, size) if isinstance(size, int) else tuple(size)
-            elif transform['type'] in ('Resize', 'FixScaleResize') and isinstance(size, list | tuple):
+            elif type_name(transform) in ('Resize', 'FixScaleResize') and isinstance(size, list | tuple):
                 shape = (min(size), max(size))
     return shape
 

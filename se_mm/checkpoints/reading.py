@@ -60,8 +60,8 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     if not path.is_file():
         raise InputError(f'checkpoint {path} does not exist')
     try:
-        with torch.serialization.safe_globals(SAFE_GLOBALS):
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        torch.serialization.add_safe_globals(SAFE_GLOBALS)  # for good: MMEngine will read the same file
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # reading arbitrary bytes can fail in any way
         reason = (str(error) or type(error).__name__).splitlines()[0]
         if isinstance(error, pickle.UnpicklingError) and re.search('Unsupported global|not allowed', str(error)):
@@ -81,7 +81,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
 
 
 def check_fit(weights: dict[str, Tensor], model: nn.Module, path: str, strict: bool = True) -> None:
-    """Compare names and shapes of weights with those of a model.
+    """Load weights into a model to see whether their names and shapes fit.
 
     Args:
         weights: tensors by name.
@@ -92,16 +92,18 @@ def check_fit(weights: dict[str, Tensor], model: nn.Module, path: str, strict: b
     Raises:
         InputError: saying how many tensors do not fit, with examples.
     """
-    weights = {name.removeprefix('module.'): tensor for name, tensor in weights.items()}
-    expected = model.state_dict()
-    missing = [name for name in expected if name not in weights]
-    unexpected = [name for name in weights if name not in expected]
-    shapes = [
-        f'{name} {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}'
-        for name, tensor in expected.items()
-        if name in weights and weights[name].shape != tensor.shape
-    ]
-    if strict and not (missing or unexpected or shapes) or not strict and len(missing) + len(shapes) < len(expected):
+    if any(name.startswith('module.') for name in weights):
+        weights = {name.removeprefix('module.'): tensor for name, tensor in weights.items()}
+    expected, shapes = model.state_dict(), []
+    try:
+        # Loading, since modules may rename old weights of theirs on the way.
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        shapes = [line.strip() for line in str(error).splitlines() if 'size mismatch' in line]
+        missing = [name for name in expected if name not in weights]
+        unexpected = [name for name in weights if name not in expected]
+    fitting = len(weights) - len(unexpected) - len(shapes)
+    if fitting > 0 and not (strict and (missing or unexpected or shapes)):
         return
     parts = [
         f'{len(names)} {what} (e.g. {names[0]})'

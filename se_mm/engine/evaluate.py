@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.fileio import get_local_path
 from mmengine.runner import Runner
 
+from se_mm.engine.preflight import type_name
 from se_mm.utils import installed_versions, sha256, write_json
 
 
@@ -25,7 +26,7 @@ def save_predictions(cfg: Config, prefix: str) -> list[str]:
         The kinds of predictions ('bbox', 'segm') that are to be evaluated.
     """
     evaluator = cfg.get('test_evaluator')
-    if not isinstance(evaluator, dict) or evaluator.get('type') not in ('CocoMetric', 'mmdet.CocoMetric'):
+    if not isinstance(evaluator, dict) or type_name(evaluator) != 'CocoMetric':
         return []
     kinds = evaluator.get('metric', 'bbox')
     kinds = [kinds] if isinstance(kinds, str) else list(kinds)
@@ -41,7 +42,7 @@ def coco_metrics(runner: Runner, kinds: list[str], prefix: str, classwise: bool)
     from se_mm.evaluation.coco import coco_stats
 
     evaluator = runner.cfg.test_evaluator
-    metrics = {}
+    metrics, classwise = {}, classwise or evaluator.get('classwise', False)
     with get_local_path(evaluator.ann_file, backend_args=evaluator.get('backend_args')) as ann_file:
         for kind in kinds:
             dataset = runner.test_dataloader.dataset
@@ -54,7 +55,9 @@ def coco_metrics(runner: Runner, kinds: list[str], prefix: str, classwise: bool)
 def write_metrics(runner: Runner, checkpoint: str, metrics: dict) -> Path:
     """Write ``metrics.json`` into the work dir: where the numbers come from, and the numbers."""
     cfg, dataset = runner.cfg, runner.test_dataloader.dataset
-    described = {k: cfg.test_dataloader.dataset.get(k) for k in ('type', 'data_root', 'ann_file', 'split')}
+    metrics = {name: value.tolist() if hasattr(value, 'tolist') else value for name, value in metrics.items()}
+    described = {k: cfg.test_dataloader.dataset.get(k) for k in ('data_root', 'ann_file', 'split')}
+    described['type'] = type_name(cfg.test_dataloader.dataset)
     path = Path(runner.work_dir) / 'metrics.json'
     write_json(
         path,

@@ -13,7 +13,7 @@ import mmengine
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
-from mmengine.dist import broadcast_object_list, init_dist, is_main_process
+from mmengine.dist import all_gather_object, init_dist, is_distributed
 from packaging.version import Version
 
 from se_mm.checkpoints.reading import SAFE_GLOBALS
@@ -30,15 +30,21 @@ def check_gpus(processes: int) -> None:
         )
 
 
-def _slurm_environment() -> None:
-    # What MMEngine sets for the slurm launcher, which it does only where there are GPUs.
+def _set_environment(launcher: str) -> None:
+    # What MMEngine does for these launchers, but only where there are GPUs.
     env = os.environ
-    env['RANK'], env['WORLD_SIZE'] = env['SLURM_PROCID'], env['SLURM_NTASKS']
-    env['LOCAL_RANK'] = env.get('SLURM_LOCALID', '0')
+    if launcher == 'slurm':
+        env['RANK'], env['WORLD_SIZE'] = env['SLURM_PROCID'], env['SLURM_NTASKS']
+        env['LOCAL_RANK'] = env.get('SLURM_LOCALID', '0')
+        if 'MASTER_ADDR' not in env:
+            hosts = subprocess.check_output(['scontrol', 'show', 'hostname', env['SLURM_NODELIST']], text=True)
+            env['MASTER_ADDR'] = hosts.split()[0]
+    elif launcher == 'mpi':
+        env['RANK'], env['WORLD_SIZE'] = env['OMPI_COMM_WORLD_RANK'], env['OMPI_COMM_WORLD_SIZE']
+        env['LOCAL_RANK'] = env['OMPI_COMM_WORLD_LOCAL_RANK']
+        if 'MASTER_ADDR' not in env:
+            raise InputError('--launcher mpi needs the address of the first machine: set MASTER_ADDR')
     env.setdefault('MASTER_PORT', '29500')
-    if 'MASTER_ADDR' not in env:
-        hosts = subprocess.check_output(['scontrol', 'show', 'hostname', env['SLURM_NODELIST']], text=True)
-        env['MASTER_ADDR'] = hosts.split()[0]
 
 
 def init_distributed(cfg: Config, launcher: str) -> None:
@@ -59,10 +65,9 @@ def init_distributed(cfg: Config, launcher: str) -> None:
         return
     if torch.cuda.is_available():
         check_gpus(int(os.environ.get('LOCAL_WORLD_SIZE') or os.environ.get('SLURM_NTASKS_PER_NODE') or 1))
-        init_dist(launcher, **cfg.env_cfg.get('dist_cfg', dict(backend='nccl')))
+        init_dist(launcher, **cfg.get('env_cfg', {}).get('dist_cfg', dict(backend='nccl')))
         return
-    if launcher == 'slurm':
-        _slurm_environment()
+    _set_environment(launcher)
     dist.init_process_group('gloo')
     cfg.model_wrapper_cfg = dict(
         type='MMDistributedDataParallel',
@@ -77,21 +82,20 @@ def report(error: InputError) -> None:
     print(f'error: {error}', file=sys.stderr, flush=True)
 
 
-def on_main_process(check: Callable[[], None]) -> None:
-    """Run ``check`` in one process while the others wait.
+def once_per_machine(check: Callable[[], None]) -> None:
+    """Run ``check`` in one process of each machine while the others wait.
 
     Raises:
         SystemExit: with code 1, in all processes, after an InputError of ``check`` was reported.
     """
-    failed = [False]
-    if is_main_process():
+    failed = False
+    if not is_distributed() or os.environ['LOCAL_RANK'] == '0':
         try:
             check()
         except InputError as error:
             report(error)  # before the others end: a launcher ends the rest with the first of them
-            failed = [True]
-    broadcast_object_list(failed)
-    if failed[0]:
+            failed = True
+    if any(all_gather_object(failed)):
         sys.exit(1)
 
 
@@ -102,16 +106,16 @@ def guard() -> Iterator[None]:
     Checkpoints read meanwhile, by whatever library, are data: torch refuses pickled code. MMEngine
     before 0.10.8 cannot read its own checkpoints that way; there only the tools' own check refuses.
     """
+    torch.serialization.add_safe_globals(SAFE_GLOBALS)
+    os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
     if Version(mmengine.__version__) >= Version('0.10.8'):
         os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
-        torch.serialization.add_safe_globals(SAFE_GLOBALS)
     try:
         yield
     except InputError as error:
-        if (os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or '0') == '0':
-            report(error)
-        else:
-            time.sleep(10)  # a launcher ends all processes with the first: the main one speaks before
+        if (os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or '0') != '0':
+            time.sleep(10)  # a launcher ends all processes with the first: then the main one has said it
+        report(error)
         sys.exit(1)
     finally:
         if dist.is_initialized():

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
+import logging
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator
+from copy import deepcopy
 
+import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS, MODELS, init_default_scope
@@ -38,15 +42,17 @@ def check_config(cfg: Config, *, training: bool, checkpoint: str | None = None, 
     model = build_model(cfg)
     if checkpoint is not None and '://' not in checkpoint:
         check_fit(read_checkpoint(checkpoint)['state_dict'], model, checkpoint, strict)
-    if training and checkpoint is None:
+    if training:
         check_pretrained(cfg.model)
-    loaders = ('train_dataloader', 'val_dataloader') if training else ('test_dataloader',)
     checked = []
-    for loader in loaders:
-        for dataset in leaf_datasets((cfg.get(loader) or {}).get('dataset')):
+    for kind in ('train', 'val') if training else ('test',):
+        datasets = list(leaf_datasets((cfg.get(f'{kind}_dataloader') or {}).get('dataset')))
+        for dataset in datasets:
             if dataset not in checked:
                 check_dataset(dataset, cfg)
                 checked.append(dataset)
+        if len(datasets) == 1:
+            check_evaluator(cfg, kind, datasets[0])
 
 
 def check_scope(cfg: Config) -> None:
@@ -65,13 +71,21 @@ def check_scope(cfg: Config) -> None:
             else f'{scope} does not import: install it, e.g. with pip install "se_mm[onedl]"'
         )
         raise InputError(f'{cfg.filename}: {remedy} ({error})') from error
+    if scope == 'mmdet' and torch.cuda.is_available():
+        from mmcv.ops import get_compiling_cuda_version
+
+        if get_compiling_cuda_version() == 'not available':
+            raise InputError(
+                'a GPU is visible, but mmcv was compiled without its CUDA operators: compile it with nvcc, '
+                'or set CUDA_VISIBLE_DEVICES= to run on the CPU'
+            )
     init_default_scope(scope)
 
 
 def build_model(cfg: Config) -> nn.Module:
     """Build the config's model, naming what is wrong with its arguments."""
     try:
-        return MODELS.build(cfg.model)
+        return MODELS.build(deepcopy(cfg.model))  # some of mmdet's modules edit their config
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         reason = error.args[0] if error.args else type(error).__name__
         raise InputError(f'{cfg.filename}: the model cannot be built: {reason}') from error
@@ -90,8 +104,8 @@ def check_pretrained(model_cfg: dict, path: str = 'model') -> None:
                     f'{path}.init_cfg: {error}. Train the backbone first (configs/README.md lists the ImageNet '
                     f'configs), or give another file with --cfg-options {path}.init_cfg.checkpoint=FILE'
                 ) from error
-            prefix = value.get('prefix', '')
-            part = MODELS.build({k: v for k, v in model_cfg.items() if k != 'init_cfg'})
+            prefix = f'{value["prefix"].rstrip(".")}.' if value.get('prefix') else ''
+            part = MODELS.build(deepcopy({k: v for k, v in model_cfg.items() if k != 'init_cfg'}))
             weights = {k.removeprefix(prefix): w for k, w in weights.items() if k.startswith(prefix)}
             check_fit(weights, part, value['checkpoint'], strict=False)
         else:
@@ -109,10 +123,18 @@ def leaf_datasets(dataset: dict | None) -> Iterator[dict]:
         yield from leaf_datasets(part)
 
 
+def type_name(cfg: dict) -> str:
+    """The name of a config's ``type``, which is a name, with or without scope, or a class."""
+    kind = cfg.get('type')
+    return kind.rpartition('.')[2] if isinstance(kind, str) else getattr(kind, '__name__', '')
+
+
 def check_dataset(dataset: dict, cfg: Config) -> None:
     """Check that the files of a data set are there and fit the model."""
-    with DATASETS.switch_scope_and_registry(None) as registry:
-        cls = registry.get(dataset['type'])
+    cls = dataset['type']
+    if isinstance(cls, str):
+        with DATASETS.switch_scope_and_registry(None) as registry:
+            cls = registry.get(cls)
     if cls is None:
         raise InputError(f'{cfg.filename}: no data set is registered as {dataset["type"]!r}')
     if cls is Places365:
@@ -121,13 +143,37 @@ def check_dataset(dataset: dict, cfg: Config) -> None:
         check_num_classes(cfg, len(places.metainfo['classes']), str(places.root / 'categories_places365.txt'))
         return
     root = dataset.get('data_root') or ''
-    if '://' in root:
-        return
+    download = inspect.signature(cls).parameters.get('download')
+    if dataset.get('backend_args') or '://' in root or dataset.get('download', download and download.default):
+        return  # not files of this machine, or not yet
     if root and not (os.path.isdir(root) and os.listdir(root)):
         state = 'is empty' if os.path.isdir(root) else 'does not exist'
-        raise InputError(f'data_root {root} {state}: put the data set there, or set data_root of {dataset["type"]}')
-    if any(base.__name__ == 'CocoDataset' for base in cls.__mro__):
+        raise InputError(f'data_root {root} {state}: put the data set there, or set data_root of {cls.__name__}')
+    if is_plain_coco(cls):
         check_coco(dataset, cls, cfg)
+
+
+def is_plain_coco(cls: type) -> bool:
+    """Whether a data set reads its annotation file the way mmdet's CocoDataset does."""
+    coco = next((base for base in cls.__mro__ if base.__name__ == 'CocoDataset'), None)
+    methods = ('load_data_list', 'parse_data_info')
+    return coco is not None and all(getattr(cls, name) is getattr(coco, name) for name in methods)
+
+
+def check_evaluator(cfg: Config, kind: str, dataset: dict) -> None:
+    """Check that a COCO evaluator has the annotations of the data set that it evaluates."""
+    evaluator = cfg.get(f'{kind}_evaluator')
+    if not isinstance(evaluator, dict) or type_name(evaluator) != 'CocoMetric' or type_name(dataset) != 'CocoDataset':
+        return
+    expected, path = (
+        os.path.join(dataset.get('data_root') or '', dataset.get('ann_file', '')),
+        evaluator.get('ann_file'),
+    )
+    if path and not dataset.get('backend_args') and os.path.realpath(path) != os.path.realpath(expected):
+        raise InputError(
+            f'{kind}_evaluator.ann_file={path} is not the annotation file of {kind}_dataloader ({expected}): '
+            f'set {kind}_evaluator.ann_file={expected}'
+        )
 
 
 def check_coco(dataset: dict, cls: type, cfg: Config) -> None:
@@ -141,50 +187,66 @@ def check_coco(dataset: dict, cls: type, cfg: Config) -> None:
             content = json.load(file)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f'annotation file {path} is truncated or not JSON ({error}): copy it again') from error
-    wanted = ('images', 'categories') if dataset.get('test_mode') else ('images', 'annotations', 'categories')
+    wanted = ['images', 'categories']
+    if not dataset.get('test_mode') and (dataset.get('filter_cfg') or {}).get('filter_empty_gt'):
+        wanted.append('annotations')
     absent = [k for k in wanted if not isinstance(content, dict) or not isinstance(content.get(k), list)]
     if absent:
         raise InputError(f'annotation file {path} is not in COCO format: it has no list {" and ".join(absent)}')
-    try:
-        categories = {category['id']: category['name'] for category in content['categories']}
-        images = {image['id']: image for image in content['images']}
-        _check_annotations(path, content.get('annotations', []), images, categories)
-    except (KeyError, TypeError) as error:
-        raise InputError(f'annotation file {path} is not in COCO format: an entry has no {error}') from error
-    classes = (dataset.get('metainfo') or {}).get('classes') or cls.METAINFO.get('classes')
-    lacking = [name for name in classes if name not in categories.values()]
+    images = _by_id(path, content, 'images', ('id', 'file_name', 'width', 'height'))
+    categories = _by_id(path, content, 'categories', ('id', 'name'))
+    annotations = _by_id(path, content, 'annotations', ('id', 'image_id'))
+    _check_annotations(path, annotations, images, categories)
+    names = [category['name'] for category in categories.values()]
+    classes = cls._load_metainfo(dataset.get('metainfo')).get('classes') or []
+    lacking = [name for name in classes if name not in names]
     if lacking:
         raise InputError(
             f'annotation file {path} has no category {lacking[0]!r}, which is one of the {len(classes)} classes of the '
-            f'config (the file has {", ".join(list(categories.values())[:8])}): set metainfo=dict(classes=...) of '
+            f'config (the file has {", ".join(names[:8])}): set metainfo=dict(classes=...) of '
             'the data set and num_classes of the heads'
         )
-    check_num_classes(cfg, len(classes), path)
+    if classes:
+        check_num_classes(cfg, len(classes), path)
     _check_image_files(os.path.join(root, (dataset.get('data_prefix') or {}).get('img', '')), images, path)
 
 
-def _check_annotations(path: str, annotations: list[dict], images: dict, categories: dict) -> None:
+def _by_id(path: str, content: dict, kind: str, keys: tuple[str, ...]) -> dict:
+    entries = content.get(kind, [])
+    for i, entry in enumerate(entries):
+        absent = [key for key in keys if not isinstance(entry, dict) or key not in entry]
+        if absent:
+            raise InputError(f'annotation file {path} is not in COCO format: {kind}[{i}] has no {absent[0]!r}')
+    return {entry['id']: entry for entry in entries}
+
+
+def _check_annotations(path: str, annotations: dict, images: dict, categories: dict) -> None:
     skipped = Counter()
-    for annotation in annotations:
-        if annotation['category_id'] not in categories:
+    for number, annotation in annotations.items():
+        where = f'annotation file {path}: annotation {number}'
+        if annotation['image_id'] not in images:
+            raise InputError(f'{where} is of image {annotation["image_id"]}, which is not in its list of images')
+        if annotation.get('ignore'):
+            continue
+        box = annotation.get('bbox')
+        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) for v in box):
+            raise InputError(f'{where} has bbox {box}, expected four numbers [x, y, width, height]')
+        if not isinstance(annotation.get('area'), int | float):
+            raise InputError(f'{where} has area {annotation.get("area")}, expected a number')
+        if annotation.get('category_id') not in categories:
             raise InputError(
-                f'annotation file {path}: annotation {annotation["id"]} has category_id {annotation["category_id"]}, '
+                f'{where} has category_id {annotation.get("category_id")}, '
                 f'which is none of its {len(categories)} categories'
             )
-        if annotation['image_id'] not in images:
-            raise InputError(
-                f'annotation file {path}: annotation {annotation["id"]} is of image {annotation["image_id"]}, '
-                'which is not in its list of images'
-            )
-        x, y, w, h = annotation['bbox']
+        x, y, w, h = box
         image = images[annotation['image_id']]
-        if w < 1 or h < 1 or annotation.get('area', 1) <= 0:
+        if w < 1 or h < 1 or annotation['area'] <= 0:
             skipped['without area'] += 1
         elif min(x + w, image['width']) <= max(x, 0) or min(y + h, image['height']) <= max(y, 0):
             skipped['outside their image'] += 1
     if skipped:
         counts = ' and '.join(f'{n} {what}' for what, n in skipped.items())
-        print_log(f'{path}: of {len(annotations)} boxes {counts} are skipped', logger='current', level=30)
+        print_log(f'{path}: of {len(annotations)} boxes {counts} are skipped', logger='current', level=logging.WARNING)
 
 
 def _check_image_files(folder: str, images: dict, path: str) -> None:

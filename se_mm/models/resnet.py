@@ -6,6 +6,7 @@ Arguments are those of mmdet's ResNet and ResNeXt; parameters are named as in mm
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Sequence
 
@@ -193,7 +194,8 @@ class SEResNet(BaseModule):
         norm_cfg: config of the norms.
         norm_eval: keep batch norms in eval mode while training. True as in mmdet; only
             pretrained weights make sense of it.
-        dcn: config of deformable convolution in bottlenecks.
+        dcn: config of deformable convolution in bottlenecks. With ``fallback_on_stride`` all of them
+            that have a stride stay ordinary; mmdet's ResNet does that for its first one only.
         stage_with_dcn: stages that use ``dcn``.
         plugins: dicts with ``cfg``, ``position`` ('after_conv1' to 'after_conv3') and optionally
             ``stages``, see mmdet's ResNet. Those after the last convolution come before SE.
@@ -398,7 +400,7 @@ class SEResNet(BaseModule):
                     'and batch norm statistics will not learn. Give init_cfg a pretrained checkpoint, or set '
                     'norm_eval=False, frozen_stages=-1.',
                     logger='current',
-                    level=30,
+                    level=logging.WARNING,
                 )
 
     def _freeze_stages(self) -> None:

@@ -14,6 +14,7 @@ from packaging.version import Version
 DISTRIBUTIONS = dict(
     torch=('torch',),
     torchvision=('torchvision',),
+    numpy=('numpy',),
     mmengine=('onedl-mmengine', 'mmengine', 'mmengine-lite'),
     mmcv=('onedl-mmcv', 'mmcv', 'mmcv-lite'),
     mmdet=('onedl-mmdetection', 'mmdet'),
@@ -42,6 +43,9 @@ def conflict(versions: dict[str, str]) -> str | None:
     missing = [name for name in ('torch', 'mmengine', 'mmcv') if name not in versions]
     if missing:
         return f'{" and ".join(missing)} not installed.'
+    for name, oldest in dict(torch='2.5', numpy='1.26').items():
+        if name in versions and Version(versions[name]) < Version(oldest):
+            return f'{name} {versions[name]} is too old: {oldest} or newer is needed.'
     torch, mmengine, mmcv = (Version(versions[name]) for name in ('torch', 'mmengine', 'mmcv'))
     if mmengine < Version('0.8.3'):
         return f'mmengine {mmengine} is too old: 0.8.3 or newer is needed.'

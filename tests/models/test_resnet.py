@@ -321,7 +321,9 @@ def test_initialisation_is_mmdets():
     assert all((block.bn2.weight == 1).all() for block in model.layer2)
     weight = model.layer3[1].conv2.weight
     assert weight.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.02)  # He: fan_out of 256 x 3 x 3
-    assert not SEResNet(18, zero_init_residual=False).layer1[0].bn2.bias.any()
+    model = SEResNet(18, zero_init_residual=False)
+    model.init_weights()
+    assert (model.layer1[0].bn2.weight == 1).all()
 
 
 def test_frozen_random_weights_are_reported(caplog):

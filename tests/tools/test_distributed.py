@@ -5,6 +5,7 @@ import re
 import socket
 import stat
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -135,6 +136,25 @@ def test_port_in_use(run):
         port = taken.getsockname()[1]
         code, output = run(TOOLS / 'dist_train.sh', DETECTOR, 2, PORT=port)
     assert code == 1 and f'error: port {port}' in output and f'PORT={port + 1}' in output
+    code, output = run(TOOLS / 'dist_train.sh', DETECTOR, 2, PORT=70000)
+    assert code == 1 and 'error: PORT=70000' in output and 'Traceback' not in output
+
+
+def test_several_machines_need_an_address(run):
+    code, output = run(TOOLS / 'dist_train.sh', DETECTOR, 2, NNODES=2, NODE_RANK=1)
+    assert code == 1 and 'set MASTER_ADDR' in output and 'Traceback' not in output
+
+
+def test_two_machines(run, scenes, free_port, tmp_path):
+    """Two launchers on this machine, one process each, as two machines would start them."""
+    address = dict(NNODES=2, MASTER_ADDR='127.0.0.1', PORT=free_port)
+    command = [TOOLS / 'dist_train.sh', CLASSIFIER, 1, *data(scenes, 1, detection=False)]
+    with ThreadPoolExecutor() as pool:
+        runs = [pool.submit(run, *command, **address, NODE_RANK=rank) for rank in (0, 1)]
+        results = [job.result() for job in runs]
+    assert [code for code, _ in results] == [0, 0], results
+    assert 'GPU number: 2' in results[0][1]
+    assert (tmp_path / 'work_dirs' / 'se_r18_scenes' / 'epoch_1.pth').is_file()
 
 
 @pytest.mark.parametrize(
