@@ -1,10 +1,2 @@
-_base_ = './faster_rcnn_r50_coco.py'
-model = dict(
-    backbone=dict(
-        type='ResNeXt',
-        depth=101,
-        groups=32,
-        base_width=4,
-        init_cfg=dict(checkpoint='open-mmlab://resnext101_32x4d'),
-    )
-)
+_base_ = './faster_rcnn_x50_32x4d_coco.py'
+model = dict(backbone=dict(depth=101, init_cfg=dict(checkpoint='open-mmlab://resnext101_32x4d')))

@@ -1,2 +1,2 @@
-_base_ = './_base_/imagenet.py'
-model = dict(backbone=dict(type='ResNeXt', depth=101, groups=32, width_per_group=4))
+_base_ = './x50_32x4d_imagenet.py'
+model = dict(backbone=dict(depth=101))

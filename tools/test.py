@@ -1,11 +1,10 @@
 """Evaluate a checkpoint of a detector or a classifier and write metrics.json into the work dir."""
 
 import argparse
-import os
 from copy import deepcopy
 from pathlib import Path
 
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
 from mmengine.registry import RUNNERS
@@ -15,6 +14,7 @@ from rich.table import Table
 
 import se_mm  # noqa: F401  registers the backbones
 from se_mm.engine import check_config, guard, init_distributed, load_config, once_per_machine
+from se_mm.engine.config import add_arguments, parse_arguments
 from se_mm.engine.evaluate import coco_metrics, save_predictions, write_metrics
 from se_mm.utils import InputError
 
@@ -23,7 +23,6 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--work-dir', help='folder of metrics.json, predictions and log [./work_dirs/CONFIG]')
     parser.add_argument('--out', metavar='FILE.pkl', help='write all predictions to a pickle file')
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
     parser.add_argument(
@@ -32,12 +31,8 @@ def parse_args():
     parser.add_argument('--wait-time', type=float, default=2, help='seconds between shown images')
     parser.add_argument('--classwise', action='store_true', help='also AP of each class')
     parser.add_argument('--tta', action='store_true', help="test-time augmentation: the config's, or flipping")
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override the config')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by some launchers')
-    args = parser.parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
+    add_arguments(parser)
+    return parse_arguments(parser)
 
 
 def add_visualization(cfg: Config, args: argparse.Namespace) -> None:

@@ -1,23 +1,22 @@
 """Train a detector or a classifier from an OpenMMLab config."""
 
 import argparse
-import os
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 import se_mm  # noqa: F401  registers the backbones
 from se_mm.engine import check_config, guard, init_distributed, load_config, once_per_machine
+from se_mm.engine.config import add_arguments, parse_arguments
 from se_mm.utils import InputError
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
-    parser.add_argument('--work-dir', help='folder of logs and checkpoints [./work_dirs/CONFIG]')
     parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help="scale the learning rate with the run's batch size"
@@ -29,12 +28,8 @@ def parse_args():
         metavar='CHECKPOINT',
         help='resume from CHECKPOINT, or without a value from the latest of the work dir',
     )
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override the config')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by some launchers')
-    args = parser.parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
+    add_arguments(parser)
+    return parse_arguments(parser)
 
 
 def apply_args(cfg: Config, args: argparse.Namespace) -> None:

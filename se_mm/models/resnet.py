@@ -11,9 +11,7 @@ import warnings
 from collections.abc import Sequence
 
 import torch
-import torch.utils.checkpoint as cp
-from mmcv.cnn import build_conv_layer, build_norm_layer, build_plugin_layer
-from mmcv.cnn.bricks import DropPath
+from mmcv.cnn import build_conv_layer, build_norm_layer
 from mmengine.logging import print_log
 from mmengine.model import BaseModule, Sequential
 from torch import Tensor, nn
@@ -21,155 +19,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from se_mm.registry import MODELS
 
-from .se_layer import SELayer
+from .blocks import SEBasicBlock, SEBottleneck
 
 PLUGIN_POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3')
-
-
-class SEBlock(BaseModule):
-    """A residual unit with SE on its branch: relu(se(branch(x)) + shortcut(x)).
-
-    Subclasses say which convolutions the branch has; each is followed by its norm, all but the
-    last by ReLU. Stochastic depth drops whole branches after SE. Plugins after the last
-    convolution come before SE.
-
-    Args:
-        inplanes: channels of the input.
-        planes: channels of the branch before expansion; the output has
-            ``planes * expansion``.
-        stride: stride of the unit.
-        dilation: dilation of its 3x3 convolution.
-        downsample: the shortcut, None for identity.
-        style: 'pytorch' (stride in the 3x3 convolution of a bottleneck) or 'caffe' (in its
-            first 1x1).
-        with_cp: recompute the unit in backward instead of storing its activations.
-        conv_cfg: config of the convolutions.
-        norm_cfg: config of the norms.
-        dcn: config of the deformable convolution that replaces a bottleneck's 3x3.
-        plugins: dicts with ``cfg`` and ``position``.
-        se_cfg: arguments of :class:`SELayer` but ``channels``.
-        drop_path: probability of dropping the branch of an image in training.
-        groups, base_width, base_channels: of ResNeXt's grouped 3x3 convolution.
-        init_cfg: initialisation config.
-    """
-
-    expansion: int
-
-    def __init__(
-        self,
-        inplanes: int,
-        planes: int,
-        stride: int = 1,
-        dilation: int = 1,
-        downsample: nn.Module | None = None,
-        style: str = 'pytorch',
-        with_cp: bool = False,
-        conv_cfg: dict | None = None,
-        norm_cfg: dict = dict(type='BN'),
-        dcn: dict | None = None,
-        plugins: list[dict] | None = None,
-        se_cfg: dict | None = None,
-        drop_path: float = 0.0,
-        groups: int = 1,
-        base_width: int = 4,
-        base_channels: int = 64,
-        init_cfg: dict | list[dict] | None = None,
-    ) -> None:
-        super().__init__(init_cfg)
-        self.inplanes, self.planes = inplanes, planes
-        self.stride, self.dilation, self.style = stride, dilation, style
-        self.groups = groups
-        self.width = planes if groups == 1 else planes * base_width // base_channels * groups
-        self.with_cp = with_cp
-
-        convs = self.branch_convs()
-        self.norm_names, self.plugin_names = [], []
-        for i, (in_channels, out_channels, conv_kwargs) in enumerate(convs, 1):
-            cfg = conv_cfg
-            if dcn is not None and conv_kwargs['kernel_size'] == 3:
-                dcn = dict(dcn)
-                if not dcn.pop('fallback_on_stride', False) or conv_kwargs['stride'] == 1:
-                    if conv_cfg is not None:
-                        raise ValueError(f'conv_cfg={conv_cfg} cannot be combined with dcn')
-                    cfg = dcn
-            self.add_module(f'conv{i}', build_conv_layer(cfg, in_channels, out_channels, bias=False, **conv_kwargs))
-            name, norm = build_norm_layer(norm_cfg, out_channels, postfix=i)
-            self.add_module(name, norm)
-            self.norm_names.append(name)
-            self.plugin_names.append(self._add_plugins(out_channels, plugins, f'after_conv{i}'))
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = downsample
-        self.se_layer = SELayer(planes * self.expansion, **(se_cfg or {}))
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-
-    def branch_convs(self) -> list[tuple[int, int, dict]]:
-        """Input channels, output channels and further arguments of each convolution."""
-        raise NotImplementedError
-
-    def _add_plugins(self, channels: int, plugins: list[dict] | None, position: str) -> list[str]:
-        names = []
-        for plugin in plugins or ():
-            if plugin['position'] != position:
-                continue
-            cfg = dict(plugin['cfg'])
-            name, layer = build_plugin_layer(cfg, in_channels=channels, postfix=cfg.pop('postfix', ''))
-            if hasattr(self, name):
-                raise ValueError(f'two plugins are named {name}: give them different postfixes')
-            self.add_module(name, layer)
-            names.append(name)
-        return names
-
-    # norm1 to norm3 are the names that configs use to initialise a norm whatever its type.
-    norm1 = property(lambda self: getattr(self, self.norm_names[0]))
-    norm2 = property(lambda self: getattr(self, self.norm_names[1]))
-    norm3 = property(lambda self: getattr(self, self.norm_names[2]))
-
-    def branch(self, x: Tensor) -> Tensor:
-        """Convolutions, norms and plugins, without SE."""
-        last = len(self.norm_names)
-        for i, (norm, plugins) in enumerate(zip(self.norm_names, self.plugin_names), 1):
-            x = getattr(self, norm)(getattr(self, f'conv{i}')(x))
-            if i < last:
-                x = self.relu(x)
-            for plugin in plugins:
-                x = getattr(self, plugin)(x)
-        return x
-
-    def _forward(self, x: Tensor) -> Tensor:
-        identity = x if self.downsample is None else self.downsample(x)
-        return self.relu(self.drop_path(self.se_layer(self.branch(x))) + identity)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, inplanes, H, W) to (N, planes * expansion, H / stride, W / stride)."""
-        if self.with_cp and x.requires_grad:
-            return cp.checkpoint(self._forward, x, use_reentrant=False)
-        return self._forward(x)
-
-
-class SEBasicBlock(SEBlock):
-    """Two 3x3 convolutions, the first with stride and dilation."""
-
-    expansion = 1
-
-    def branch_convs(self) -> list[tuple[int, int, dict]]:
-        first = dict(kernel_size=3, stride=self.stride, padding=self.dilation, dilation=self.dilation)
-        second = dict(kernel_size=3, stride=1, padding=1)
-        return [(self.inplanes, self.planes, first), (self.planes, self.planes, second)]
-
-
-class SEBottleneck(SEBlock):
-    """1x1, 3x3 and 1x1 convolution; the 3x3 is grouped in ResNeXt."""
-
-    expansion = 4
-
-    def branch_convs(self) -> list[tuple[int, int, dict]]:
-        stride1, stride2 = (1, self.stride) if self.style == 'pytorch' else (self.stride, 1)
-        spatial = dict(kernel_size=3, stride=stride2, padding=self.dilation, dilation=self.dilation, groups=self.groups)
-        return [
-            (self.inplanes, self.width, dict(kernel_size=1, stride=stride1)),
-            (self.width, self.width, spatial),
-            (self.width, self.planes * self.expansion, dict(kernel_size=1)),
-        ]
 
 
 @MODELS.register_module()

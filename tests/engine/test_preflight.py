@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import CONFIGS, TOOLS
 from mmengine.logging import MMLogger
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 from se_mm.engine import check_config, load_config
 from se_mm.engine.launch import check_gpus
@@ -147,6 +147,14 @@ def test_images(root):
     assert_words(problem(DETECTOR, root), '2 of 16 images', 'train/000003.jpg (missing)')
     shutil.rmtree(root / 'train')
     assert_words(problem(DETECTOR, root), f'image folder {root}/train/ does not exist')
+
+
+def test_corrupt_image_is_named_when_it_is_read(root):
+    (root / 'train' / '000001.jpg').write_bytes(b'not an image')
+    cfg = load_config(DETECTOR, options(DETECTOR, root))
+    check_config(cfg, training=True)
+    with pytest.raises(AssertionError, match=r'train/000001\.jpg'):
+        DATASETS.build(cfg.train_dataloader.dataset)[0]
 
 
 def test_categories(root):
