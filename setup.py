@@ -31,12 +31,15 @@ setup(
             'onedl-mmcv>=2.3.0,<2.4',
             'onedl-mmdetection>=3.5.0,<4.0',
             'onedl-mmpretrain>=1.3.0,<2.0',
+            'torch<2.14',  # newer ones need a C++ standard that no mmcv is compiled with
+            'torchvision',
             'pycocotools>=2.0.7',
             'rich',  # tables and progress of the tools
         ],
         # the original packages; mmengine 0.10.7 cannot load its checkpoints with torch 2.6
         'openmmlab': [
             'torch<2.6',
+            'torchvision',
             'numpy>=1.26,<2',
             'mmengine>=0.10.4,<0.10.8',
             'mmcv>=2.0.1,<2.2',

@@ -42,7 +42,7 @@ def add_visualization(cfg: Config, args: argparse.Namespace) -> None:
     if cfg.default_scope == 'mmdet':
         hook.update(draw=True, show=args.show, wait_time=args.wait_time, test_out_dir=args.show_dir)
     else:
-        hook.update(enable=True, show=args.show, wait_time=args.wait_time, out_dir=args.show_dir)
+        hook.update(enable=True, interval=1, show=args.show, wait_time=args.wait_time, out_dir=args.show_dir)
 
 
 def add_tta(cfg: Config, args: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -119,4 +120,7 @@ def guard() -> Iterator[None]:
         sys.exit(1)
     finally:
         if dist.is_initialized():
+            # The wrapped model holds the group, and the runner's reference cycles hold the model. A
+            # group that is still held when the interpreter is gone aborts the process (gloo, torch 2.12).
+            gc.collect()
             dist.destroy_process_group()

@@ -92,7 +92,7 @@ def test_classifier_trains_and_is_evaluated(run, scenes, free_port, tmp_path):
     code, output = run(*test, *options)
     assert code == 0, output
     assert 0 <= json.loads((tmp_path / 'tta' / 'metrics.json').read_text())['metrics']['scene_error/top1'] <= 100
-    test[-3:] = [tmp_path / 'drawn', '--show-dir', 'drawn']
+    test[-2:] = [tmp_path / 'drawn', '--show-dir', 'drawn']
     code, output = run(*test, *options)
     assert code == 0, output
     assert len(list((tmp_path / 'drawn').rglob('*.png'))) == 16
@@ -173,7 +173,7 @@ def test_usage(run, command):
     assert code == 2 and output.startswith('usage: ')
 
 
-SRUN = """#!{python}
+SRUN = """#!/usr/bin/env python3
 # What srun does with a job's processes, on this machine.
 import os, subprocess, sys
 arguments = sys.argv[1:]
@@ -192,7 +192,7 @@ sys.exit(max(child.wait() for child in children))
 def test_slurm_scripts(run, shapes, free_port, tmp_path):
     srun = tmp_path / 'bin' / 'srun'
     srun.parent.mkdir()
-    srun.write_text(SRUN.format(python=sys.executable))
+    srun.write_text(SRUN)
     srun.chmod(srun.stat().st_mode | stat.S_IEXEC)
     env = dict(GPUS=2, GPUS_PER_NODE=0, MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port, SRUN_ARGS='--qos=a --mem=1')
     env |= dict(OMP_NUM_THREADS=1)
