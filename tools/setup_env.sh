@@ -60,9 +60,10 @@ if [ ! -d "$cache" ]; then
     partial="$cache.$$"
     mkdir -p "$partial"
     if [ "$device" = cpu ]; then export CUDA_VISIBLE_DEVICES='' FORCE_CUDA=0; else export FORCE_CUDA=1; fi
+    # --no-cache-dir: pip would take any mmcv that it built before, for whatever torch.
     set -m # the build in a process group of its own, so that it can be ended with all its compilers
     MMCV_WITH_OPS=1 MAX_JOBS="${MAX_JOBS:-$(nproc)}" \
-        python -m pip wheel --no-build-isolation --no-deps -w "$partial" "$mmcv" >"$venv/mmcv.log" 2>&1 &
+        python -m pip wheel --no-cache-dir --no-build-isolation --no-deps -w "$partial" "$mmcv" >"$venv/mmcv.log" 2>&1 &
     build=$!
     set +m
     trap 'kill -- "-$build" 2>/dev/null || true; rm -rf "$partial"' EXIT
