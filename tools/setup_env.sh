@@ -56,7 +56,7 @@ key="$(python -c 'import platform, sys, torch
 print(f"torch{torch.__version__}-cp{sys.version_info[0]}{sys.version_info[1]}-{platform.machine()}")')"
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/se_mm/${mmcv/==/-}-$key-$device"
 if [ ! -d "$cache" ]; then
-    echo "[2/3] compiling mmcv's operators for $key, $device: 6 to 10 minutes on 2 cores, once"
+    echo "[2/3] compiling mmcv's operators for $key, $device: 8 to 15 minutes on 2 cores, once"
     partial="$cache.$$"
     mkdir -p "$partial"
     if [ "$device" = cpu ]; then export CUDA_VISIBLE_DEVICES='' FORCE_CUDA=0; else export FORCE_CUDA=1; fi
