@@ -1,14 +1,16 @@
 """Squeeze-and-Excitation networks for OpenMMLab.
 
 Importing the package registers the backbones: ``type='SEResNet'`` in an mmdet config,
-``type='se_mm.SEResNet'`` in any OpenMMLab config.
+``type='se_mm.SEResNet'`` in any OpenMMLab config. Without OpenMMLab there is ``se_mm.ops``.
 """
 
-from .utils.versions import check_versions
+from importlib.util import find_spec
+
 from .version import __version__
 
-check_versions()
+__all__ = ['__version__']
 
-from . import models  # noqa: E402  after the check, which explains what an import error would not
+if find_spec('mmengine') is not None:
+    from . import models  # noqa: F401
 
-__all__ = ['__version__', 'models']
+    __all__ += ['models']

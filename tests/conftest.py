@@ -4,8 +4,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from se_mm.datasets.drawn import write_scenes, write_shapes
+if not torch.cuda.is_available():  # has to be set before Triton is imported
+    os.environ['TRITON_INTERPRET'] = '1'
+
+from se_mm.datasets.drawn import write_scenes, write_shapes  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / 'configs'

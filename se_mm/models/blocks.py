@@ -11,6 +11,8 @@ from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from se_mm.ops import has_hooks, se_tail, why_not_fused
+
 from .se_layer import SELayer
 
 
@@ -19,7 +21,8 @@ class SEBlock(BaseModule):
 
     Subclasses say which convolutions the branch has; each is followed by its norm, all but the
     last by ReLU. Stochastic depth drops whole branches after SE. Plugins after the last
-    convolution come before SE.
+    convolution come before SE. What follows the last convolution is fused where it can be, see
+    :mod:`se_mm.ops`; parameters and results are the same.
 
     Args:
         inplanes: channels of the input.
@@ -38,6 +41,7 @@ class SEBlock(BaseModule):
         se_cfg: arguments of :class:`SELayer` but ``channels``.
         drop_path: probability of dropping the branch of an image in training.
         groups, base_width, base_channels: of ResNeXt's grouped 3x3 convolution.
+        fused_se: whether to fuse the last norm, SE, sum and ReLU.
         init_cfg: initialisation config.
     """
 
@@ -61,6 +65,7 @@ class SEBlock(BaseModule):
         groups: int = 1,
         base_width: int = 4,
         base_channels: int = 64,
+        fused_se: bool = True,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -68,7 +73,7 @@ class SEBlock(BaseModule):
         self.stride, self.dilation, self.style = stride, dilation, style
         self.groups = groups
         self.width = planes if groups == 1 else planes * base_width // base_channels * groups
-        self.with_cp = with_cp
+        self.with_cp, self.fused_se = with_cp, fused_se
 
         convs = self.branch_convs()
         self.norm_names, self.plugin_names = [], []
@@ -113,19 +118,42 @@ class SEBlock(BaseModule):
     norm3 = property(lambda self: getattr(self, self.norm_names[2]))
 
     def branch(self, x: Tensor) -> Tensor:
-        """Convolutions, norms and plugins, without SE."""
-        last = len(self.norm_names)
+        """Convolutions, norms and plugins up to the last convolution."""
         for i, (norm, plugins) in enumerate(zip(self.norm_names, self.plugin_names), 1):
-            x = getattr(self, norm)(getattr(self, f'conv{i}')(x))
-            if i < last:
-                x = self.relu(x)
-            for plugin in plugins:
-                x = getattr(self, plugin)(x)
+            x = getattr(self, f'conv{i}')(x)
+            if i < len(self.norm_names):
+                x = self.relu(getattr(self, norm)(x))
+                for plugin in plugins:
+                    x = getattr(self, plugin)(x)
         return x
+
+    def why_not_fused(self) -> str | None:
+        """Why the operations after the last convolution run one after the other; None if they are fused."""
+        if not self.fused_se:
+            return 'fused_se=False'
+        if self.plugin_names[-1]:
+            return 'plugins stand between the last convolution and SE'
+        for name in ('se_layer', 'se_layer.global_avgpool', 'drop_path', 'relu'):
+            if has_hooks(self.get_submodule(name)):
+                return f'{name} has hooks, which want to see its input or output'
+        return why_not_fused(getattr(self, self.norm_names[-1]))
+
+    def gate(self, z: Tensor) -> Tensor:
+        """The factors of the branch's channels for the squeezed z, both (N, C): gates, 0 for a dropped branch."""
+        return self.drop_path(self.se_layer.excite(z.view(*z.shape, 1, 1))).flatten(1)
 
     def _forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
-        return self.relu(self.drop_path(self.se_layer(self.branch(x))) + identity)
+        x = self.branch(x)
+        norm = getattr(self, self.norm_names[-1])
+        if self.why_not_fused() is None:
+            return se_tail(x, identity, norm, self.gate)
+        x = norm(x)
+        for plugin in self.plugin_names[-1]:
+            x = getattr(self, plugin)(x)
+        x = self.drop_path(self.se_layer(x))
+        x += identity
+        return self.relu(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inplanes, H, W) to (N, planes * expansion, H / stride, W / stride)."""

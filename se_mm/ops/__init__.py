@@ -1,0 +1,9 @@
+"""Arithmetic of SE blocks. Needs torch, and Triton on GPUs; nothing of OpenMMLab.
+
+>>> from se_mm.ops import se_tail
+>>> out = se_tail(conv3(x), shortcut, bn3, lambda z: fc2(fc1(z).relu()).sigmoid())
+"""
+
+from .tail import BACKENDS, Choice, choose, has_hooks, plain_se_tail, se_tail, why_not_fused
+
+__all__ = ['BACKENDS', 'Choice', 'choose', 'has_hooks', 'plain_se_tail', 'se_tail', 'why_not_fused']

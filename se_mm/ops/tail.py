@@ -1,0 +1,247 @@
+"""The SE residual tail: relu(y * gate(squeeze(y)) + identity) with y = batch norm of x.
+
+Squeeze-and-Excitation Networks, Hu et al., https://arxiv.org/abs/1709.01507, figure 3.
+
+Done one after the other, its operations read and write the feature map a dozen times and keep y
+for backward. None of that is needed. With w, b, m and v the weight, bias, mean and inverse
+deviation of batch norm, mean_nc the mean of image n's channel c, and s the gates:
+
+* squeeze: batch norm is affine, so the mean of y is z = w v (mean_nc - m) + b, and one pass over
+  x for the moments of its rows gives z, m and v;
+* excitation: s = gate(z), N x C numbers, any module;
+* one pass: out = relu(s (w v (x - mean_nc) + z) + identity).
+
+Backward takes one pass for g, the gradient before ReLU, with the sums of g and g (x - mean_nc)
+over every row, from which all vectors follow, and one for the gradient of x,
+k0 g + k1 + k2 (x - mean_nc). Only x and out are kept, both of which a plain residual unit keeps.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from . import passes
+
+BACKENDS = ('plain', 'torch', 'triton')
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+Gate = Callable[[Tensor], Tensor]
+
+
+class Choice(NamedTuple):
+    """How a tail is computed: one of ``BACKENDS``, and why."""
+
+    backend: str
+    reason: str
+
+
+def choose(x: Tensor, identity: Tensor, norm: nn.Module) -> Choice:
+    """The way :func:`se_tail` takes for these arguments.
+
+    'plain' runs the operations one after the other, 'torch' the passes as torch operations,
+    'triton' the passes as Triton kernels.
+    """
+    why = why_not_fused(norm) or _why_not_here(x, identity, norm)
+    if why:
+        return Choice('plain', why)
+    if torch.compiler.is_compiling():
+        return Choice('torch', 'torch.compile turns each pass into one kernel')
+    if x.is_cuda:
+        return Choice('triton', 'one Triton kernel for each pass')
+    if not torch.is_grad_enabled():
+        return Choice('plain', 'without gradients, the operations in place are the fastest on the CPU')
+    return Choice('torch', 'torch operations are the fastest on the CPU')
+
+
+def has_hooks(module: nn.Module) -> bool:
+    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
+
+
+def why_not_fused(norm: nn.Module) -> str | None:
+    """Why a tail with this norm can never be fused; None if it can."""
+    if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm, nn.Identity):
+        return f'{type(norm).__name__} is not BatchNorm2d, SyncBatchNorm or Identity'
+    if has_hooks(norm):
+        return f'{type(norm).__name__} has hooks, which want to see its input or output'
+    return None
+
+
+def _why_not_here(x: Tensor, identity: Tensor, norm: nn.Module) -> str | None:
+    if torch.jit.is_tracing() or getattr(torch.compiler, 'is_exporting', bool)():
+        return 'exported graphs keep standard operations'
+    if x.device.type not in ('cpu', 'cuda'):
+        return f'no kernels for {x.device.type}'
+    if x.is_cuda and not torch.compiler.is_compiling() and importlib.util.find_spec('triton') is None:
+        return 'Triton is not installed'
+    if torch.compiler.is_compiling() and _process_group(norm) is not None:
+        return 'torch.compile does not trace the communication of SyncBatchNorm'
+    if x.dtype not in DTYPES:
+        return f'no kernels for {x.dtype}'
+    if x.dim() != 4 or x.numel() == 0:
+        return f'x of shape {tuple(x.shape)} is not (N, C, H, W) with elements'
+    if (identity.shape, identity.dtype, identity.device) != (x.shape, x.dtype, x.device):
+        return 'identity differs from x in shape, dtype or device'
+    return None
+
+
+def _process_group(norm: nn.Module) -> dist.ProcessGroup | None:
+    """Processes that share the batch statistics of ``norm`` now."""
+    if not isinstance(norm, nn.SyncBatchNorm) or not norm.training:
+        return None
+    if not dist.is_available() or not dist.is_initialized():
+        return None
+    group = norm.process_group or dist.group.WORLD
+    return group if dist.get_world_size(group) > 1 else None
+
+
+def plain_se_tail(x: Tensor, identity: Tensor, norm: nn.Module, gate: Gate) -> Tensor:
+    """:func:`se_tail` by its definition, for any norm and dtype: what the fused ways are compared with."""
+    y = norm(x)
+    gates = gate(y.mean((2, 3)))[:, :, None, None]
+    in_place = not (torch.is_grad_enabled() or torch.jit.is_tracing() or y is x)
+    y = y.mul_(gates) if in_place else y * gates
+    return y.add_(identity).relu_()
+
+
+def se_tail(x: Tensor, identity: Tensor, norm: nn.Module, gate: Gate, backend: str | None = None) -> Tensor:
+    """relu(y * gate(z) + identity), where y = norm(x) and z is the mean of y over H and W.
+
+    Args:
+        x: (N, C, H, W), output of a branch's last convolution; float16, bfloat16, float32 or
+            float64, contiguous or channels_last (other strides are copied).
+        identity: the shortcut, of the same shape and dtype.
+        norm: BatchNorm2d or SyncBatchNorm in any mode, whose running statistics are updated as by
+            calling it; Identity if batch norm is folded into the convolution; others are not fused.
+        gate: module or function from z to gates, both (N, C); under autocast it may return
+            another dtype than that of x, in which it gets z.
+        backend: one of ``BACKENDS``, None for :func:`choose`.
+
+    Returns:
+        (N, C, H, W), of the dtype of x.
+
+    Raises:
+        ValueError: unknown backend; batch statistics of a single element.
+        RuntimeError: in backward, for second derivatives, which only the plain way has.
+    """
+    if backend is None:
+        backend = choose(x, identity, norm).backend
+    if backend not in BACKENDS:
+        raise ValueError(f'backend={backend!r}: choose one of {BACKENDS}')
+    if backend == 'plain':
+        return plain_se_tail(x, identity, norm, gate)
+    if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
+        x = x.contiguous()
+    ops, arguments = _backend(backend), _batch_norm_arguments(x, norm)
+    if not torch.is_grad_enabled():
+        vectors, z, *_ = squeeze(ops, x, *arguments)
+        return ops.excite(x, vectors, gate(z.to(x.dtype)).to(z.dtype), identity)
+    x, vectors, z = Squeeze.apply(ops, x, *arguments)
+    return Excite.apply(ops, x, vectors, gate(z.to(x.dtype)).to(z.dtype), identity)
+
+
+def _batch_norm_arguments(x: Tensor, norm: nn.Module) -> tuple:
+    """weight, bias, running mean and variance, whether to use those of the batch, momentum of the update, eps and
+    process group; counts the batch."""
+    dtype = passes.accumulation_dtype(x)
+    if isinstance(norm, nn.Identity) or norm.weight is None:
+        ones, zeros = x.new_ones(x.shape[1], dtype=dtype), x.new_zeros(x.shape[1], dtype=dtype)
+    if isinstance(norm, nn.Identity):
+        return ones, zeros, zeros, ones, False, None, 0.0, None
+    weight, bias = (ones, zeros) if norm.weight is None else (norm.weight, norm.bias)
+    momentum = None
+    if norm.training and norm.track_running_stats and norm.running_mean is not None:
+        norm.num_batches_tracked.add_(1)
+        momentum = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    batch = norm.training or norm.running_mean is None
+    group = _process_group(norm)
+    if batch and group is None and x.numel() == x.shape[1]:
+        raise ValueError(f'Expected more than 1 value per channel when training, got input size {tuple(x.shape)}')
+    return weight, bias, norm.running_mean, norm.running_var, batch, momentum, norm.eps, group
+
+
+def _backend(name: str) -> ModuleType:
+    if name == 'triton':
+        from . import kernels
+
+        return kernels
+    return passes
+
+
+def _refuse_second_derivatives() -> None:
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            "the fused SE tail has no second derivatives (create_graph=True): use backend='plain', "
+            'in a backbone fused_se=False'
+        )
+
+
+def squeeze(
+    ops: ModuleType,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    batch: bool,
+    momentum: float | None,
+    eps: float,
+    group: dist.ProcessGroup | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+    """Everything before the gate, see :func:`passes.normalise`."""
+    mean, var = ops.row_moments(x, variance=batch)
+    count = x.shape[2] * x.shape[3]
+    return ops.normalise(mean, var, count, weight, bias, running_mean, running_var, momentum, eps, group)
+
+
+class Squeeze(Function):
+    """x to x, vectors, z. Gradients come with a message: z gets that of the gate alone.
+
+    The gradient of x through batch norm needs what :class:`Excite` sums in backward. It arrives as
+    the "gradients" of the first two outputs, which only Excite may use: g, the gradient before
+    ReLU, and, in place of the vectors' gradient, the gates with the sums over g.
+    """
+
+    @staticmethod
+    def forward(ctx, ops, x, weight, bias, running_mean, running_var, batch, momentum, eps, group):
+        vectors, z, m, invstd, total = squeeze(
+            ops, x, weight, bias, running_mean, running_var, batch, momentum, eps, group
+        )
+        ctx.save_for_backward(x, vectors, m, invstd)
+        ctx.constants = x.shape[2] * x.shape[3], total, batch, group
+        ctx.ops, ctx.dtype = ops, weight.dtype
+        return x, vectors, z
+
+    @staticmethod
+    def backward(ctx, g, message, dz):
+        _refuse_second_derivatives()
+        x, vectors, m, invstd = ctx.saved_tensors
+        k, dweight, dbias = ctx.ops.coefficients(message, dz, vectors, m, invstd, *ctx.constants)
+        dx = ctx.ops.input_gradient(g, x, vectors[0], k) if ctx.needs_input_grad[1] else None
+        return None, dx, dweight.to(ctx.dtype), dbias.to(ctx.dtype), *[None] * 6
+
+
+class Excite(Function):
+    """relu(gates * y + identity) from what :class:`Squeeze` returns."""
+
+    @staticmethod
+    def forward(ctx, ops, x, vectors, gates, identity):
+        out = ops.excite(x, vectors, gates, identity)
+        ctx.save_for_backward(x, vectors, gates, out)
+        ctx.ops = ops
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        _refuse_second_derivatives()
+        x, vectors, gates, out = ctx.saved_tensors
+        mean, z, scale = vectors
+        g, sums = ctx.ops.masked_sums(grad, out, x, mean)
+        dgates = torch.addcmul(z * sums[0], scale, sums[1])
+        return None, g, torch.cat([gates[None], sums]), dgates, g

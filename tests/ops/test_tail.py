@@ -1,0 +1,384 @@
+import copy
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from se_mm.ops import choose, plain_se_tail, se_tail
+
+ROOT = Path(__file__).resolve().parents[2]
+FUSED = ('torch', 'triton')  # on a machine without a GPU the kernels run in Triton's interpreter
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+class Tail(nn.Module):
+    """Batch norm and gate with random weights and statistics; ``mode`` is train, eval or frozen."""
+
+    def __init__(self, channels, mode='train', norm=nn.BatchNorm2d, **kwargs):
+        super().__init__()
+        self.norm = norm(channels, **kwargs)
+        self.gate = nn.Sequential(nn.Linear(channels, 5), nn.ReLU(), nn.Linear(5, channels), nn.Sigmoid())
+        for tensor in self.norm.state_dict().values():
+            if tensor.is_floating_point():
+                nn.init.uniform_(tensor, 0.5, 1.5)
+        self.norm.train(mode == 'train')
+        self.norm.requires_grad_(mode != 'frozen')
+
+    def forward(self, x, identity, backend=None):
+        return se_tail(x, identity, self.norm, self.gate, backend)
+
+
+def maps(shape, dtype=torch.float64, layout='contiguous', offset=0.0, seed=0):
+    """x, identity and gradient of the output."""
+    generator = torch.Generator().manual_seed(seed)
+    if layout == 'strided':
+        shape = (*shape[:2], 2 * shape[2], shape[3])
+    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64).to(DEVICE) for _ in range(3)]
+    tensors[0] += offset
+    tensors = [t.to(dtype) for t in tensors]
+    if layout == 'strided':
+        tensors = [t[:, :, ::2] for t in tensors]
+    if layout == 'channels_last':
+        tensors = [t.contiguous(memory_format=torch.channels_last) for t in tensors]
+    return tensors
+
+
+def results(tail, x, identity, grad, backend, dtype=None):
+    """Output, gradients of x, identity and all parameters, and running statistics; the tail is left as it was."""
+    tail = copy.deepcopy(tail)
+    if dtype is not None:
+        tail, x, identity, grad = tail.to(dtype), x.to(dtype), identity.to(dtype), grad.to(dtype)
+    x, identity = x.detach().requires_grad_(), identity.detach().requires_grad_()
+    out = tail(x, identity, backend)
+    out.backward(grad)
+    named = dict(out=out.detach(), x=x.grad, identity=identity.grad)
+    named |= {name: p.grad for name, p in tail.named_parameters() if p.requires_grad}
+    named |= {name: b.double() for name, b in tail.named_buffers()}
+    return named
+
+
+def tail_for(shape, mode='train', **kwargs):
+    torch.manual_seed(0)
+    return Tail(shape[1], mode, **kwargs).to(DEVICE)
+
+
+def away_from_the_kink(tail, x, identity):
+    """Where rounding does not decide on which side of ReLU's kink an element is, which would hide all other errors."""
+    tail = copy.deepcopy(tail).double()
+    y = tail.norm(x.double())
+    return (y * tail.gate(y.mean((2, 3)))[:, :, None, None] + identity.double()).abs() > 0.05
+
+
+@pytest.mark.parametrize('backend', FUSED)
+@pytest.mark.parametrize('mode', ['train', 'eval', 'frozen'])
+def test_gradients_are_those_of_finite_differences(mode, backend):
+    shape = (2, 3, 2, 3)
+    tail = tail_for(shape, mode).double()
+    x, identity, _ = maps(shape)
+    names = [name for name, p in tail.named_parameters() if p.requires_grad]
+    parameters = [p.detach().clone().requires_grad_() for p in tail.parameters() if p.requires_grad]
+
+    def function(x, identity, *parameters):
+        return torch.func.functional_call(tail, dict(zip(names, parameters)), (x, identity, backend))
+
+    inputs = (x.requires_grad_(), identity.requires_grad_(), *parameters)
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=backend == 'triton')
+
+
+SHAPES = [(4, 12, 1, 1), (1, 6, 5, 3), (3, 20, 7, 7), (2, 33, 14, 9), (2, 2, 200, 336)]
+
+
+@pytest.mark.parametrize('backend', FUSED)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'strided'])
+@pytest.mark.parametrize('shape', SHAPES, ids=lambda s: 'x'.join(map(str, s)))
+def test_error_is_at_most_twice_that_of_plain_operations(shape, layout, dtype, backend):
+    """Against float64, in the norm of each result over several draws. As in mixed precision, parameters are float32."""
+    for mode, offset in itertools.product(('train', 'eval'), (0, 100 if dtype == torch.float32 else 4)):
+        tail = tail_for(shape, mode)
+        tail.gate.to(dtype)[1] = nn.SiLU()  # without a kink, see above
+        squares = {}
+        for seed in range(2 if shape[2] > 100 else 6):
+            tensors = maps(shape, dtype, layout, offset, seed)
+            tensors[2] *= away_from_the_kink(tail, *tensors[:2])
+            exact = results(tail, *tensors, 'plain', torch.float64)
+            plain = results(tail, *tensors, 'plain')
+            fused = results(tail, *tensors, backend)
+            assert fused['out'].dtype == plain['out'].dtype == dtype
+            assert set(fused) == set(plain) == set(exact)
+            for name, value in exact.items():
+                sums = squares.setdefault(name, [0, 0, 0])
+                for i, tensor in enumerate((plain[name] - value, fused[name] - value, value)):
+                    sums[i] += tensor.double().square().sum().item()
+        for name, (plain, fused, norm) in squares.items():
+            # where plain operations happen to be exact: rounding of the result, and of a few float32 numbers before it
+            rounding = max(torch.finfo(dtype).eps / 2, 4 * torch.finfo(torch.float32).eps)
+            allowed = max(2 * plain**0.5, rounding * norm**0.5)
+            assert fused**0.5 <= allowed, f'{mode}, offset {offset}, {name}: {fused**0.5:.3g} > {allowed:.3g}'
+
+
+@pytest.mark.parametrize('backend', FUSED)
+def test_deviation_survives_a_mean_ten_thousand_times_larger(backend):
+    shape = (4, 8, 9, 9)
+    x, identity, grad = maps(shape, torch.float32, offset=1e4)
+    tail = tail_for(shape)
+    tail.norm.momentum = 1.0
+    var = results(tail, x, identity, grad, backend)['norm.running_var']
+    torch.testing.assert_close(var, x.double().var((0, 2, 3)), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize('backend', FUSED)
+@pytest.mark.parametrize('kwargs', [dict(), dict(momentum=None), dict(momentum=0.3, eps=0.1), dict(affine=False),
+                                    dict(track_running_stats=False)], ids=str)  # fmt: skip
+def test_running_statistics_are_those_of_batch_norm(kwargs, backend):
+    shape = (3, 7, 4, 5)
+    fused = tail_for(shape, **kwargs).double()
+    plain = copy.deepcopy(fused)
+    for step in range(3):
+        x, identity, _ = maps(shape, seed=step)
+        torch.testing.assert_close(fused(x, identity, backend), plain(x, identity, 'plain'))
+    fused.norm.eval(), plain.norm.eval()
+    torch.testing.assert_close(fused(x, identity, backend), plain(x, identity, 'plain'))
+    state = plain.state_dict()
+    for name, value in fused.state_dict().items():
+        torch.testing.assert_close(value, state[name])
+
+
+@pytest.mark.parametrize('backend', FUSED)
+def test_folded_batch_norm_is_identity(backend):
+    shape = (3, 7, 4, 5)
+    tail = tail_for(shape).double()
+    tail.norm = nn.Identity()
+    tensors = maps(shape)
+    before = tensors[0].clone()
+    exact, fused = results(tail, *tensors, 'plain'), results(tail, *tensors, backend)
+    for name, value in exact.items():
+        torch.testing.assert_close(fused[name], value)
+    with torch.no_grad():
+        torch.testing.assert_close(tail(*tensors[:2]), exact['out'])
+    assert torch.equal(tensors[0], before)
+
+
+@pytest.mark.parametrize('backend', FUSED)
+@pytest.mark.parametrize(
+    'needing', [['x'], ['identity'], ['norm'], ['gate'], ['x', 'gate'], ['norm', 'identity']], ids=str
+)
+def test_any_subset_may_need_gradients(needing, backend):
+    shape = (2, 6, 3, 3)
+    grads = {}
+    for way in ('plain', backend):
+        tail = tail_for(shape).double()
+        x, identity, grad = maps(shape)
+        leaves = dict(x=[x], identity=[identity], norm=list(tail.norm.parameters()), gate=list(tail.gate.parameters()))
+        for name, tensors in leaves.items():
+            for tensor in tensors:
+                tensor.requires_grad_(name in needing)
+        tail(x, identity, way).backward(grad)
+        grads[way] = [t.grad for tensors in leaves.values() for t in tensors]
+    assert any(g is not None for g in grads[backend])
+    for plain, fused in zip(grads['plain'], grads[backend]):
+        assert (plain is None) == (fused is None)
+        if plain is not None:
+            torch.testing.assert_close(fused, plain)
+
+
+@pytest.mark.parametrize('backend', FUSED)
+def test_same_call_gives_the_same_bits(backend):
+    shape = (2, 3, 65, 70)
+    tail = tail_for(shape)
+    tensors = maps(shape, torch.float32)
+    first, second = results(tail, *tensors, backend), results(tail, *tensors, backend)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize('backend', FUSED)
+def test_nan_is_not_hidden(backend):
+    shape = (2, 6, 3, 3)
+    tail = tail_for(shape).double()
+    x, identity, _ = maps(shape)
+    identity[0, 1, 2, 2] = float('nan')
+    out = tail(x, identity, backend)
+    assert out.isnan().sum() == 1 and out[0, 1, 2, 2].isnan()
+    x[1, 4, 0, 0] = float('nan')
+    assert tail(x, identity, backend)[:, 4].isnan().all()
+
+
+@pytest.mark.parametrize('backend', FUSED)
+def test_second_derivatives_are_refused(backend):
+    shape = (2, 6, 3, 3)
+    tail = tail_for(shape).double()
+    x, identity, _ = maps(shape)
+    x.requires_grad_()
+    with pytest.raises(RuntimeError, match='no second derivatives.*fused_se=False'):
+        torch.autograd.grad(tail(x, identity, backend).sum(), x, create_graph=True)
+    (gradient,) = torch.autograd.grad(tail(x, identity, 'plain').sum(), x, create_graph=True)
+    assert torch.autograd.grad(gradient.square().sum(), x)[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize('backend', FUSED)
+def test_only_x_and_output_are_kept_for_backward(backend):
+    shape = (2, 64, 28, 28)
+    tail = tail_for(shape)
+    x, identity, _ = maps(shape, torch.float32)
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.setdefault(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) and t, lambda t: t
+    ):
+        out = tail(x.requires_grad_(), identity.requires_grad_(), backend)
+    assert {x.data_ptr(), out.data_ptr()} <= set(kept)
+    assert sum(kept.values()) < 1.02 * (x.nbytes + out.nbytes)
+
+
+def test_choice_gives_its_reason():
+    x, identity, _ = maps((2, 6, 3, 3), torch.float32)
+    norm = nn.BatchNorm2d(6).to(DEVICE)
+    assert choose(x, identity, norm).backend == ('triton' if x.is_cuda else 'torch')
+    hooked = copy.deepcopy(norm)
+    hooked.register_forward_hook(lambda *args: None)
+    for arguments, words in {
+        (x, identity, nn.GroupNorm(2, 6)): 'GroupNorm is not',
+        (x, identity, hooked): 'BatchNorm2d has hooks',
+        (x, identity.double(), norm): 'identity differs',
+        (x, identity[:1], norm): 'identity differs',
+        (x.int(), identity.int(), norm): 'torch.int32',
+        (x[0], identity[0], norm): '(6, 3, 3)',
+        (x[:0], identity[:0], norm): '(0, 6, 3, 3)',
+        (x.to('meta'), identity.to('meta'), norm): 'meta',
+    }.items():
+        choice = choose(*arguments)
+        assert choice.backend == 'plain' and words in choice.reason, choice
+    with torch.no_grad():
+        assert choose(x, identity, norm).backend == ('triton' if x.is_cuda else 'plain')
+
+
+def test_what_cannot_be_fused_is_computed_all_the_same():
+    shape = (2, 6, 3, 3)
+    tail = tail_for(shape)
+    tail.norm = nn.GroupNorm(2, 6).to(DEVICE)
+    tensors = maps(shape, torch.float32)
+    default, plain = results(tail, *tensors, None), results(tail, *tensors, 'plain')
+    assert all(torch.equal(value, default[name]) for name, value in plain.items())
+
+
+def test_mistakes_are_named():
+    tail = tail_for((1, 6, 1, 1))
+    x, identity, _ = maps((1, 6, 1, 1), torch.float32)
+    with pytest.raises(ValueError, match="'cuda'.*'plain', 'torch', 'triton'"):
+        tail(x, identity, 'cuda')
+    for backend in ('torch', 'plain'):
+        with pytest.raises(ValueError, match='more than 1 value per channel'):
+            tail(x, identity, backend)
+
+
+@pytest.mark.parametrize('mode', ['train', 'eval'])
+def test_compiled_without_graph_breaks(mode):
+    shape = (3, 8, 5, 7)
+    tail = tail_for(shape, mode)
+    tensors = maps(shape, torch.float32)
+    eager = results(tail, *tensors, None)
+    compiled = copy.deepcopy(tail)
+    compiled.compile(fullgraph=True)
+    x, identity = tensors[0].requires_grad_(), tensors[1].requires_grad_()
+    out = compiled(x, identity)
+    out.backward(tensors[2])
+    torch.testing.assert_close(out.detach(), eager['out'], rtol=1e-5, atol=1e-5)
+    for name, grad in dict(x=x.grad, identity=identity.grad).items():
+        torch.testing.assert_close(grad, eager[name], rtol=1e-5, atol=1e-5)
+    for name, tensor in [*compiled.named_parameters(), *compiled.named_buffers()]:
+        got = tensor.double() if tensor.grad is None else tensor.grad
+        torch.testing.assert_close(got, eager[name], rtol=1e-5, atol=1e-5)
+
+
+def test_exported_as_standard_operations():
+    shape = (2, 6, 3, 3)
+    tail = tail_for(shape, 'eval')
+    x, identity, _ = maps(shape, torch.float32)
+    program = torch.export.export(tail, (x, identity))
+    assert 'batch_norm' in program.graph_module.code
+    torch.testing.assert_close(program.module()(x, identity), tail(x, identity, 'plain'))
+    traced = torch.jit.trace(tail, (x, identity))
+    torch.testing.assert_close(traced(x, identity), tail(x, identity, 'plain'))
+
+
+@pytest.mark.parametrize('backend', FUSED)
+def test_autocast(backend):
+    shape = (2, 6, 5, 5)
+    tail = tail_for(shape)
+    x, identity, grad = maps(shape, torch.bfloat16)
+    exact = results(tail, x, identity, grad, 'plain', torch.float64)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        plain, fused = results(tail, x, identity, grad, 'plain'), results(tail, x, identity, grad, backend)
+    assert fused['out'].dtype == torch.bfloat16 and fused['norm.weight'].dtype == torch.float32
+    for name, value in exact.items():
+        errors = [(r[name].double() - value).norm() for r in (plain, fused)]
+        assert errors[1] <= max(2 * errors[0], 2**-8 * value.norm()), name
+
+
+SYNC = """
+import copy, sys, torch, torch.distributed as dist
+from torch import nn
+sys.path.insert(0, 'tests/ops')
+from test_tail import Tail, maps, results, tail_for
+rank, backend = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group('gloo', init_method=f'file://{sys.argv[3]}', rank=rank, world_size=2)
+shape = (5, 6, 4, 3)
+whole = tail_for(shape).double()
+parts = slice(0, 2) if rank == 0 else slice(2, 5)
+tensors = maps(shape)
+want = results(whole, *tensors, 'plain')
+mine = copy.deepcopy(whole)
+mine.norm = nn.SyncBatchNorm.convert_sync_batchnorm(mine.norm)
+got = results(mine, *[t[parts] for t in tensors], backend)
+for name, value in got.items():
+    if name in ('out', 'x', 'identity'):
+        torch.testing.assert_close(value, want[name][parts], msg=name)
+    elif value.dim() and 'running' not in name:
+        dist.all_reduce(value)
+        torch.testing.assert_close(value, want[name], msg=name)
+    else:
+        torch.testing.assert_close(value, want[name], msg=name)
+dist.destroy_process_group()
+print('equal')
+"""
+
+
+@pytest.mark.parametrize('backend', FUSED)
+def test_synchronised_batch_norm_is_batch_norm_of_the_whole_batch(tmp_path, backend):
+    """Two processes with 2 and 3 images against one with 5."""
+    command = [sys.executable, '-W', 'ignore', '-c', SYNC]
+    processes = [
+        subprocess.Popen(
+            [*command, str(rank), backend, str(tmp_path / 'store')], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        for rank in range(2)
+    ]
+    assert [p.communicate(timeout=120)[0].strip() for p in processes] == ['equal', 'equal']
+
+
+def test_runs_without_openmmlab():
+    code = """
+import sys
+for name in ('mmengine', 'mmcv', 'mmdet', 'mmpretrain'):
+    sys.modules[name] = None
+import torch
+from se_mm.ops import se_tail
+out = se_tail(torch.ones(2, 3, 4, 4), torch.ones(2, 3, 4, 4), torch.nn.BatchNorm2d(3), torch.sigmoid)
+assert (out == 1).all()
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_plain_is_the_definition():
+    x, identity, _ = maps((2, 6, 3, 3))
+    tail = tail_for((2, 6, 3, 3), 'eval').double()
+    y = tail.norm(x)
+    s = tail.gate(y.mean((2, 3)))
+    expected = (y * s[:, :, None, None] + identity).clamp(min=0)
+    torch.testing.assert_close(plain_se_tail(x, identity, tail.norm, tail.gate), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(plain_se_tail(x, identity, tail.norm, tail.gate), expected)
