@@ -169,6 +169,9 @@ class SEResNet(BaseModule):
             self.res_layers.append(f'layer{i + 1}')
         self.feat_dim = inplanes
         self._freeze_stages()
+        reasons = sorted({str(block.why_not_fused()) for name in self.res_layers for block in getattr(self, name)})
+        if fused_se and reasons != ['None']:
+            print_log(f'{type(self).__name__} runs SE without fusion: {"; ".join(reasons)}.', logger='current')
 
     def _check_arguments(
         self,

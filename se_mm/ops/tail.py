@@ -32,6 +32,7 @@ from . import passes
 
 BACKENDS = ('plain', 'torch', 'triton')
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+BATCH_NORMS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)
 Gate = Callable[[Tensor], Tensor]
 
 
@@ -66,7 +67,9 @@ def has_hooks(module: nn.Module) -> bool:
 
 def why_not_fused(norm: nn.Module) -> str | None:
     """Why a tail with this norm can never be fused; None if it can."""
-    if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm, nn.Identity):
+    # subclasses count that normalise as these do, such as MMEngine's SyncBatchNorm
+    batch_norm = isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)) and type(norm).forward in BATCH_NORMS
+    if not batch_norm and type(norm) is not nn.Identity:
         return f'{type(norm).__name__} is not BatchNorm2d, SyncBatchNorm or Identity'
     if has_hooks(norm):
         return f'{type(norm).__name__} has hooks, which want to see its input or output'

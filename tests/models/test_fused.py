@@ -1,0 +1,206 @@
+"""Networks with the fused SE tail against the same networks without it."""
+
+import copy
+
+import pytest
+import torch
+from mmcv.cnn import fuse_conv_bn
+from mmdet.models import ResNet as MMDetResNet
+from mmengine.logging import MMLogger
+from mmengine.registry import init_default_scope
+from mmpretrain.models import SEResNet as MMPretrainSEResNet
+from torch import nn
+from torch.nn import functional as F
+
+from se_mm.models import SEResNet, SEResNeXt
+
+
+def twins(cls=SEResNet, *args, **kwargs):
+    """The same network fused and not, with random batch norm parameters and statistics."""
+    torch.manual_seed(0)
+    fused, plain = cls(*args, **kwargs), cls(*args, fused_se=False, **kwargs)
+    fused.init_weights()
+    for module in fused.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in module.state_dict().values():
+                if tensor.is_floating_point():
+                    nn.init.uniform_(tensor, 0.5, 1.5)
+    plain.load_state_dict(fused.state_dict(), strict=True)
+    return fused, plain
+
+
+def gradients(model, x):
+    outs = model(x)
+    sum((out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum() for out in outs).backward()
+    return outs, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+VARIANTS = [
+    (SEResNet, 18, dict(norm_eval=False)),
+    (SEResNet, 50, dict(norm_eval=True, frozen_stages=1)),
+    (SEResNet, 50, dict(norm_eval=False, norm_cfg=dict(type='BN', requires_grad=False))),
+    (SEResNet, 18, dict(norm_eval=False, drop_path_rate=0.5)),
+    (SEResNet, 50, dict(norm_eval=False, with_cp=True, style='caffe', avg_down=True, deep_stem=True)),
+    (SEResNeXt, 50, dict(norm_eval=False, groups=4, se_cfg=dict(bias=False, divisor=8))),
+    (SEResNet, 18, dict(norm_eval=False, se_cfg=dict(act_cfg=(dict(type='ReLU'), dict(type='HSigmoid'))))),
+]
+
+
+@pytest.mark.parametrize('cls, depth, kwargs', VARIANTS, ids=str)
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=str)
+def test_same_results_and_state(cls, depth, kwargs, layout):
+    fused, plain = (model.double().to(memory_format=layout) for model in twins(cls, depth, base_channels=16, **kwargs))
+    x = torch.rand(2, 3, 49, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(
+        memory_format=layout
+    )
+    results = []
+    for model in (fused, plain):
+        model.train()
+        torch.manual_seed(5)  # of stochastic depth
+        results.append(gradients(model, x))
+    for a, b in zip(results[0][0], results[1][0]):
+        torch.testing.assert_close(a, b)
+    assert set(results[0][1]) == set(results[1][1])
+    for name, grad in results[1][1].items():
+        torch.testing.assert_close(results[0][1][name], grad, rtol=1e-6, atol=1e-9 * grad.abs().max().item() + 1e-12)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(fused.state_dict()[name], value)
+    fused.eval(), plain.eval()
+    with torch.no_grad():
+        for a, b in zip(fused(x), plain(x)):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    'kwargs, reason',
+    [
+        (dict(), None),
+        (dict(norm_cfg=dict(type='SyncBN')), None),
+        (dict(fused_se=False), 'fused_se=False'),
+        (dict(norm_cfg=dict(type='GN', num_groups=4)), 'GroupNorm'),
+        (dict(plugins=[dict(cfg=dict(type='ContextBlock', ratio=0.5), position='after_conv2')]), 'plugins'),
+    ],
+    ids=str,
+)
+def test_blocks_say_why_they_are_not_fused(kwargs, reason, caplog):
+    MMLogger.get_current_instance().addHandler(caplog.handler)
+    model = SEResNet(18, base_channels=16, **kwargs)
+    said = {block.why_not_fused() for name in model.res_layers for block in getattr(model, name)}
+    assert len(said) == 1
+    (why,) = said
+    assert why is None if reason is None else reason in why
+    assert ('without fusion' in caplog.text) == (reason is not None and 'fused_se' not in kwargs)
+
+
+@pytest.mark.parametrize('name', ['bn2', 'se_layer', 'se_layer.global_avgpool', 'drop_path', 'relu'])
+def test_hooks_see_what_they_hook(name):
+    fused, plain = (model.eval() for model in twins(SEResNet, 18, base_channels=16))
+    block = fused.layer2[1]
+    seen = []
+    block.get_submodule(name).register_forward_hook(lambda module, inputs, output: seen.append(output))
+    assert name in block.why_not_fused() or 'BatchNorm2d has hooks' in block.why_not_fused()
+    x = torch.rand(1, 3, 32, 32)
+    for a, b in zip(fused(x), plain(x)):
+        torch.testing.assert_close(a, b)
+    assert seen
+
+
+def test_hooks_on_the_gates_are_called_when_fused():
+    fused, _ = twins(SEResNet, 18, base_channels=16)
+    block, gates = fused.layer2[1], []
+    block.se_layer.conv2.register_forward_hook(lambda module, inputs, output: gates.append(output))
+    fused(torch.rand(2, 3, 32, 32))
+    assert block.why_not_fused() is None
+    assert gates[0].shape == (2, 32, 1, 1) and (gates[0] > 0).all() and (gates[0] < 1).all()
+
+
+def test_folding_of_batch_norm():
+    fused, _ = twins(SEResNet, 50, base_channels=16)
+    x = torch.rand(2, 3, 64, 64)
+    fused.eval()
+    expected = fused(x)
+    folded = fuse_conv_bn(copy.deepcopy(fused))
+    assert isinstance(folded.layer1[0].bn3, nn.Identity) and folded.layer1[0].why_not_fused() is None
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            for a, b in zip(folded(x), expected):
+                torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+def bytes_kept_for_backward(model, x):
+    """Bytes of all storages that autograd keeps, parameters and input left out."""
+    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers(), x]}
+    kept, alive = {}, []
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)  # an address is not given again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outs = model(x)
+    del outs
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize('norm_eval', [False, True])
+def test_training_keeps_no_more_than_without_se(norm_eval):
+    """SE-ResNet-50 at 224: at most 1 % more than ResNet-50; other implementations keep a quarter more."""
+    x = torch.rand(1, 3, 224, 224)
+    init_default_scope('mmdet')
+    models = dict(
+        plain=MMDetResNet(50, norm_eval=norm_eval),
+        fused=SEResNet(50, norm_eval=norm_eval),
+        unfused=SEResNet(50, norm_eval=norm_eval, fused_se=False),
+        mmpretrain=MMPretrainSEResNet(50, out_indices=(0, 1, 2, 3), norm_eval=norm_eval),
+    )
+    kept = {}
+    for name, model in models.items():
+        model.train()
+        kept[name] = bytes_kept_for_backward(model, x)
+    assert kept['fused'] <= 1.01 * kept['plain']
+    assert kept['unfused'] > 1.2 * kept['plain'] and kept['mmpretrain'] > 1.2 * kept['plain']
+
+
+def training_losses(model, steps, dtype):
+    """Losses of a classifier of 8 kinds of stripes by orientation, on images drawn anew in every step."""
+    torch.manual_seed(0)
+    model = nn.Sequential(model, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 8)).to(dtype).train()
+    torch.manual_seed(1)
+    nn.init.normal_(model[-1].weight, std=0.01)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=1e-4)
+    generator = torch.Generator().manual_seed(2)
+    axis = torch.arange(32, dtype=torch.float64) / 4
+    losses = []
+    for _ in range(steps):
+        labels = torch.randint(8, (16,), generator=generator)
+        angle = labels.double() / 8 * torch.pi
+        phase = torch.rand(16, 1, 1, generator=generator, dtype=torch.float64) * 6
+        waves = angle.cos()[:, None, None] * axis[:, None] + angle.sin()[:, None, None] * axis + phase
+        noise = torch.randn(16, 3, 32, 32, generator=generator, dtype=torch.float64)
+        loss = F.cross_entropy(model((waves.sin()[:, None] + noise).to(dtype)), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return torch.tensor(losses, dtype=torch.float64)
+
+
+class LastStage(SEResNet):
+    def forward(self, x):
+        return super().forward(x)[-1]
+
+
+def test_training_curves_of_se_resnet18():
+    """200 steps: fused and plain in float64 coincide; in float32 both stay equally close to that curve."""
+    fused, plain = twins(LastStage, 18, base_channels=8, se_ratio=4, norm_eval=False, out_indices=(3,))
+    exact = training_losses(copy.deepcopy(plain), 200, torch.float64)
+    assert exact[-20:].mean() < 0.5 * exact[:5].mean()  # it learns
+    torch.testing.assert_close(training_losses(copy.deepcopy(fused), 200, torch.float64), exact, rtol=1e-4, atol=1e-4)
+    distance = {
+        name: (training_losses(model, 200, torch.float32) - exact).abs().mean().item()
+        for name, model in dict(plain=plain, fused=fused).items()
+    }
+    assert distance['fused'] < 3 * distance['plain'] + 1e-3, distance
