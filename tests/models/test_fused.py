@@ -1,17 +1,23 @@
 """Networks with the fused SE tail against the same networks without it."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from mmcv.cnn import fuse_conv_bn
 from mmdet.models import ResNet as MMDetResNet
+from mmdet.structures import DetDataSample
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
 from mmpretrain.models import SEResNet as MMPretrainSEResNet
 from torch import nn
 from torch.nn import functional as F
 
+from se_mm.analysis import kept_bytes
+from se_mm.engine import load_config
+from se_mm.engine.preflight import build_model
 from se_mm.models import SEResNet, SEResNeXt
 
 
@@ -127,24 +133,6 @@ def test_folding_of_batch_norm():
                 torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
 
-def bytes_kept_for_backward(model, x):
-    """Bytes of all storages that autograd keeps, parameters and input left out."""
-    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers(), x]}
-    kept, alive = {}, []
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)  # an address is not given again
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        outs = model(x)
-    del outs
-    return sum(kept.values())
-
-
 @pytest.mark.parametrize('norm_eval', [False, True])
 def test_training_keeps_no_more_than_without_se(norm_eval):
     """SE-ResNet-50 at 224: at most 1 % more than ResNet-50; other implementations keep a quarter more."""
@@ -159,7 +147,7 @@ def test_training_keeps_no_more_than_without_se(norm_eval):
     kept = {}
     for name, model in models.items():
         model.train()
-        kept[name] = bytes_kept_for_backward(model, x)
+        kept[name] = kept_bytes(model, lambda model=model: model(x))
     assert kept['fused'] <= 1.01 * kept['plain']
     assert kept['unfused'] > 1.2 * kept['plain'] and kept['mmpretrain'] > 1.2 * kept['plain']
 
@@ -204,3 +192,46 @@ def test_training_curves_of_se_resnet18():
         for name, model in dict(plain=plain, fused=fused).items()
     }
     assert distance['fused'] < 3 * distance['plain'] + 1e-3, distance
+
+
+def detector_losses(model, steps):
+    """Losses of Faster R-CNN on images of one square, drawn anew in every step."""
+    model = model.train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.005, momentum=0.9)
+    generator = torch.Generator().manual_seed(2)
+    losses = []
+    for step in range(steps):
+        size = torch.randint(20, 60, (1,), generator=generator).item()
+        x, y = torch.randint(0, 96 - size, (2,), generator=generator).tolist()
+        image = torch.randn(1, 3, 96, 96, generator=generator) * 0.2
+        image[:, step % 3, y : y + size, x : x + size] += 2
+        shape = dict(img_shape=(96, 96), pad_shape=(96, 96), batch_input_shape=(96, 96))
+        sample = DetDataSample(metainfo=dict(shape, ori_shape=(96, 96), scale_factor=(1.0, 1.0)))
+        boxes = torch.tensor([[x, y, x + size, y + size]], dtype=torch.float32)
+        sample.gt_instances = InstanceData(bboxes=boxes, labels=torch.tensor([step % 3]))
+        torch.manual_seed(step)  # of the sampling of proposals
+        loss = model.parse_losses(model.loss(image, [sample]))[0]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return torch.tensor(losses, dtype=torch.float64)
+
+
+def test_training_curves_of_faster_rcnn_with_frozen_batch_norm():
+    """Fused and plain stay as close as plain does to itself with operations in another order."""
+    config = Path(__file__).resolve().parents[2] / 'configs' / 'quickstart' / 'faster_rcnn_se_r18_shapes.py'
+    curves = {}
+    for name, fused in (('plain', False), ('reordered', False), ('fused', True)):
+        cfg = load_config(config, {'model.backbone.norm_eval': True, 'model.backbone.fused_se': fused})
+        torch.manual_seed(0)
+        model = build_model(cfg)
+        model.init_weights()
+        if name == 'reordered':
+            model = model.to(memory_format=torch.channels_last)
+        model.train()
+        assert not model.backbone.layer2[0].bn2.training
+        curves[name] = detector_losses(model, 60)
+    assert curves['plain'][-15:].mean() < 0.8 * curves['plain'][:5].mean()  # it learns
+    distance = {name: (curves[name] - curves['plain']).abs().mean().item() for name in ('reordered', 'fused')}
+    assert distance['fused'] < 3 * distance['reordered'] + 1e-3, distance
