@@ -3,7 +3,7 @@
 Variants run in turn in one process, in a random order in every round; a ratio compares runs of
 the same round. Parts: target, the figures this project aims at; variants, all implementations;
 growth, over batch size, input size and depth; detector, a Faster R-CNN step on 800x1333.
-Rows are written to OUT.csv as they are measured; tables and OUT.png are made from that file.
+Rows end in OUT.csv; tables and OUT.png are made from that file.
 """
 
 import argparse
@@ -122,13 +122,14 @@ class Measurement:
         return dict(seconds, step=end - times[0])
 
     def memory(self):
-        """Bytes kept for backward, and on a GPU those of a step's peak."""
+        """Bytes kept for backward, and on a GPU the peak of a step above what stood before."""
         result = dict(kept_bytes=kept_bytes(self.model, self.forward)) if self.train else {}
         if self.x.device.type == 'cuda':
             self()
             torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()  # of all variants
             self()
-            result['peak_bytes'] = torch.cuda.max_memory_allocated()
+            result['peak_bytes'] = torch.cuda.max_memory_allocated() - before
         return result
 
 
@@ -241,7 +242,8 @@ def run_growth(report, args, device):
     for point in dict.fromkeys(batches + sizes + depths):
         keys = setting('growth', device, 'train', *point)
         pixels = point[0] * point[1] * point[2]
-        if per_pixel and 2 * pixels * per_pixel > memory:
+        deeper = max(1, point[3] / args.depth)
+        if per_pixel and 2 * pixels * per_pixel * deeper > memory:
             report.write(dict(keys, variant='plain', remark='not measured: out of memory'))
             continue
         measurements = measurements_of(keys, ('plain', 'fused', 'unfused'), device)
@@ -273,8 +275,12 @@ def run_tail(report, args, device):
     )
     norm = nn.BatchNorm2d(256).to(device)
     inputs = x.clone().requires_grad_(), identity.clone().requires_grad_()
+
+    def run_tail_once():
+        torch.autograd.grad(se_tail(*inputs, norm, torch.sigmoid), (*inputs, *norm.parameters()), grad)
+
     # forward reads x twice and identity and writes out; backward reads grad, out, x, g, x and writes g, dx
-    tasks = dict(copy=(2, x.clone), tail=(11, lambda: se_tail(*inputs, norm, torch.sigmoid).backward(grad)))
+    tasks = dict(copy=(2, x.clone), tail=(11, run_tail_once))
 
     def run_ten_times(task):
         start = clock(device)
@@ -393,7 +399,8 @@ def draw(rows, path):
 
 def depth_batch(growth):
     """The batch size at which the depth was varied."""
-    return next(r['batch'] for r in growth if r['depth'] == '18')
+    depths = {batch: len({r['depth'] for r in growth if r['batch'] == batch}) for batch in {r['batch'] for r in growth}}
+    return max(depths, key=depths.get)
 
 
 def main():

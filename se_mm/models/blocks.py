@@ -41,7 +41,8 @@ class SEBlock(BaseModule):
         se_cfg: arguments of :class:`SELayer` but ``channels``.
         drop_path: probability of dropping the branch of an image in training.
         groups, base_width, base_channels: of ResNeXt's grouped 3x3 convolution.
-        fused_se: whether to fuse the last norm, SE, sum and ReLU.
+        fused_se: whether to fuse the last norm, SE, sum and ReLU; a backend of
+            :func:`se_mm.ops.se_tail` to insist on it.
         init_cfg: initialisation config.
     """
 
@@ -65,7 +66,7 @@ class SEBlock(BaseModule):
         groups: int = 1,
         base_width: int = 4,
         base_channels: int = 64,
-        fused_se: bool = True,
+        fused_se: bool | str = True,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -115,7 +116,6 @@ class SEBlock(BaseModule):
     # norm1 to norm3 are the names that configs use to initialise a norm whatever its type.
     norm1 = property(lambda self: getattr(self, self.norm_names[0]))
     norm2 = property(lambda self: getattr(self, self.norm_names[1]))
-    norm3 = property(lambda self: getattr(self, self.norm_names[2]))
 
     def branch(self, x: Tensor) -> Tensor:
         """Convolutions, norms and plugins up to the last convolution."""
@@ -133,27 +133,30 @@ class SEBlock(BaseModule):
             return 'fused_se=False'
         if self.plugin_names[-1]:
             return 'plugins stand between the last convolution and SE'
-        for name in ('se_layer', 'se_layer.global_avgpool', 'drop_path', 'relu'):
-            if has_hooks(self.get_submodule(name)):
+        squeeze = getattr(self.se_layer, 'global_avgpool', None)
+        same = type(self.se_layer).forward is SELayer.forward and type(self.se_layer).scale is SELayer.scale
+        if not same or type(squeeze) is not nn.AdaptiveAvgPool2d or type(self.relu) is not nn.ReLU:
+            return 'se_layer or relu was replaced'
+        parts = dict(se_layer=self.se_layer, global_avgpool=squeeze, drop_path=self.drop_path, relu=self.relu)
+        for name, module in parts.items():
+            if has_hooks(module):
                 return f'{name} has hooks, which want to see its input or output'
         return why_not_fused(getattr(self, self.norm_names[-1]))
 
     def gate(self, z: Tensor) -> Tensor:
         """The factors of the branch's channels for the squeezed z, both (N, C): gates, 0 for a dropped branch."""
-        return self.drop_path(self.se_layer.excite(z.view(*z.shape, 1, 1))).flatten(1)
+        return self.drop_path(self.se_layer.excite(z[:, :, None, None])).flatten(1)
 
     def _forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
         x = self.branch(x)
         norm = getattr(self, self.norm_names[-1])
         if self.why_not_fused() is None:
-            return se_tail(x, identity, norm, self.gate)
+            return se_tail(x, identity, norm, self.gate, None if self.fused_se is True else self.fused_se)
         x = norm(x)
         for plugin in self.plugin_names[-1]:
             x = getattr(self, plugin)(x)
-        x = self.drop_path(self.se_layer(x))
-        x += identity
-        return self.relu(x)
+        return self.relu(self.drop_path(self.se_layer(x)) + identity)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inplanes, H, W) to (N, planes * expansion, H / stride, W / stride)."""
@@ -177,6 +180,7 @@ class SEBottleneck(SEBlock):
     """1x1, 3x3 and 1x1 convolution; the 3x3 is grouped in ResNeXt."""
 
     expansion = 4
+    norm3 = property(lambda self: getattr(self, self.norm_names[2]))
 
     def branch_convs(self) -> list[tuple[int, int, dict]]:
         stride1, stride2 = (1, self.stride) if self.style == 'pytorch' else (self.stride, 1)

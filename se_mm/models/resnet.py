@@ -59,7 +59,9 @@ class SEResNet(BaseModule):
         se_ratio: reduction ratio of the SE layers.
         se_cfg: further arguments of :class:`SELayer`, e.g. ``dict(divisor=8)``.
         fused_se: fuse the last batch norm of a branch, SE, sum and ReLU where possible: the same results
-            with less memory and time. Blocks say by ``why_not_fused()`` what is in the way.
+            with less memory and time. Blocks say by ``why_not_fused()`` what is in the way. 'torch' or
+            'triton' insists on that backend of :func:`se_mm.ops.se_tail`, 'torch' on the CPU also where
+            maps are so small that fusing saves memory but no time.
         stem_pool_ceil_mode: rounding of the stem's max pool. False pads by one and rounds down;
             True does not pad and rounds up, which weights that came from Caffe need.
 
@@ -102,7 +104,7 @@ class SEResNet(BaseModule):
         drop_path_rate: float = 0.0,
         se_ratio: int = 16,
         se_cfg: dict | None = None,
-        fused_se: bool = True,
+        fused_se: bool | str = True,
         stem_pool_ceil_mode: bool = False,
     ) -> None:
         if pretrained is not None:
@@ -117,7 +119,7 @@ class SEResNet(BaseModule):
         self.strides, self.dilations, self.out_indices = strides, dilations, tuple(out_indices)
         self.deep_stem, self.frozen_stages, self.norm_eval = deep_stem, frozen_stages, norm_eval
         self.conv_cfg, self.norm_cfg = conv_cfg, norm_cfg
-        self._check_arguments(dcn, stage_with_dcn, plugins, drop_path_rate)
+        self._check_arguments(dcn, stage_with_dcn, plugins, drop_path_rate, fused_se)
 
         self.block, stage_blocks = self.arch_settings[depth]
         self.stage_blocks = stage_blocks[:num_stages]
@@ -169,9 +171,14 @@ class SEResNet(BaseModule):
             self.res_layers.append(f'layer{i + 1}')
         self.feat_dim = inplanes
         self._freeze_stages()
-        reasons = sorted({str(block.why_not_fused()) for name in self.res_layers for block in getattr(self, name)})
-        if fused_se and reasons != ['None']:
-            print_log(f'{type(self).__name__} runs SE without fusion: {"; ".join(reasons)}.', logger='current')
+        blocks = [block for name in self.res_layers for block in getattr(self, name)]
+        reasons = [reason for reason in (block.why_not_fused() for block in blocks) if reason]
+        if fused_se and reasons:
+            print_log(
+                f'{type(self).__name__} runs SE without fusion in {len(reasons)} of {len(blocks)} blocks: '
+                f'{"; ".join(sorted(set(reasons)))}.',
+                logger='current',
+            )
 
     def _check_arguments(
         self,
@@ -179,6 +186,7 @@ class SEResNet(BaseModule):
         stage_with_dcn: Sequence[bool],
         plugins: list[dict] | None,
         drop_path_rate: float,
+        fused_se: bool | str,
     ) -> None:
         name, n = type(self).__name__, self.num_stages
         if self.depth not in self.arch_settings:
@@ -199,6 +207,8 @@ class SEResNet(BaseModule):
             raise ValueError(f"style={self.style!r}: choose 'pytorch' or 'caffe'")
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate={drop_path_rate}: choose a rate from 0 to below 1')
+        if fused_se not in (True, False, 'torch', 'triton'):
+            raise ValueError(f"fused_se={fused_se!r}: choose True, False, 'torch' or 'triton'")
         basic = self.arch_settings[self.depth][0] is SEBasicBlock
         if basic and dcn is not None:
             raise ValueError(f'dcn needs bottlenecks: depth {self.depth} has none, choose 50, 101 or 152')

@@ -241,7 +241,7 @@ def _like(x: Tensor, other: Tensor) -> Tensor:
 def _grid(x: Tensor) -> tuple[tuple[int, int], dict]:
     """Programs and their tiles: (images x blocks of channels, splits of the positions).
 
-    A tile is about 4096 elements, long where memory is contiguous.
+    A tile is 2048 to 4096 elements, long where memory is contiguous.
     """
     num_images, channels, height, width = x.shape
     size = height * width

@@ -18,8 +18,10 @@ k0 g + k1 + k2 (x - mean_nc). Only x and out are kept, both of which a plain res
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import ModuleType
 from typing import NamedTuple
 
@@ -32,6 +34,7 @@ from . import passes
 
 BACKENDS = ('plain', 'torch', 'triton')
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+SMALL = 2**18  # elements; below, the many operations on N x C numbers outweigh the passes that are saved
 BATCH_NORMS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)
 Gate = Callable[[Tensor], Tensor]
 
@@ -56,8 +59,12 @@ def choose(x: Tensor, identity: Tensor, norm: nn.Module) -> Choice:
         return Choice('torch', 'torch.compile turns each pass into one kernel')
     if x.is_cuda:
         return Choice('triton', 'one Triton kernel for each pass')
+    if _process_group(norm) is not None:
+        return Choice('torch', 'torch has no SyncBatchNorm on the CPU')
     if not torch.is_grad_enabled():
         return Choice('plain', 'without gradients, the operations in place are the fastest on the CPU')
+    if x.numel() < SMALL:
+        return Choice('plain', f'maps of less than {SMALL} elements are faster so on the CPU')
     return Choice('torch', 'torch operations are the fastest on the CPU')
 
 
@@ -67,8 +74,8 @@ def has_hooks(module: nn.Module) -> bool:
 
 def why_not_fused(norm: nn.Module) -> str | None:
     """Why a tail with this norm can never be fused; None if it can."""
-    # subclasses count that normalise as these do, such as MMEngine's SyncBatchNorm
-    batch_norm = isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)) and type(norm).forward in BATCH_NORMS
+    # classes count that normalise as these do, such as MMEngine's SyncBatchNorm and what it becomes on one device
+    batch_norm = isinstance(norm, nn.modules.batchnorm._BatchNorm) and type(norm).forward in BATCH_NORMS
     if not batch_norm and type(norm) is not nn.Identity:
         return f'{type(norm).__name__} is not BatchNorm2d, SyncBatchNorm or Identity'
     if has_hooks(norm):
@@ -81,8 +88,8 @@ def _why_not_here(x: Tensor, identity: Tensor, norm: nn.Module) -> str | None:
         return 'exported graphs keep standard operations'
     if x.device.type not in ('cpu', 'cuda'):
         return f'no kernels for {x.device.type}'
-    if x.is_cuda and not torch.compiler.is_compiling() and importlib.util.find_spec('triton') is None:
-        return 'Triton is not installed'
+    if x.is_cuda and not torch.compiler.is_compiling() and (why := _why_not_triton(x.device)):
+        return why
     if torch.compiler.is_compiling() and _process_group(norm) is not None:
         return 'torch.compile does not trace the communication of SyncBatchNorm'
     if x.dtype not in DTYPES:
@@ -91,6 +98,15 @@ def _why_not_here(x: Tensor, identity: Tensor, norm: nn.Module) -> str | None:
         return f'x of shape {tuple(x.shape)} is not (N, C, H, W) with elements'
     if (identity.shape, identity.dtype, identity.device) != (x.shape, x.dtype, x.device):
         return 'identity differs from x in shape, dtype or device'
+    return None
+
+
+@functools.cache
+def _why_not_triton(device: torch.device) -> str | None:
+    if importlib.util.find_spec('triton') is None:
+        return 'Triton is not installed'
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return f'Triton does not support {torch.cuda.get_device_name(device)}'
     return None
 
 
@@ -107,10 +123,12 @@ def _process_group(norm: nn.Module) -> dist.ProcessGroup | None:
 def plain_se_tail(x: Tensor, identity: Tensor, norm: nn.Module, gate: Gate) -> Tensor:
     """:func:`se_tail` by its definition, for any norm and dtype: what the fused ways are compared with."""
     y = norm(x)
-    gates = gate(y.mean((2, 3)))[:, :, None, None]
-    in_place = not (torch.is_grad_enabled() or torch.jit.is_tracing() or y is x)
+    gates = gate(y.mean((2, 3))).to(y.dtype)[:, :, None, None]
+    # in place only what nobody else can hold
+    fresh = y is not x and why_not_fused(norm) is None
+    in_place = fresh and not torch.is_grad_enabled() and not torch.jit.is_tracing()
     y = y.mul_(gates) if in_place else y * gates
-    return y.add_(identity).relu_()
+    return (y.add_(identity) if identity.dtype == y.dtype else y + identity).relu_()
 
 
 def se_tail(x: Tensor, identity: Tensor, norm: nn.Module, gate: Gate, backend: str | None = None) -> Tensor:
@@ -127,7 +145,11 @@ def se_tail(x: Tensor, identity: Tensor, norm: nn.Module, gate: Gate, backend: s
         backend: one of ``BACKENDS``, None for :func:`choose`.
 
     Returns:
-        (N, C, H, W), of the dtype of x.
+        (N, C, H, W), of the dtype of x (promoted with that of identity if they differ).
+
+    Note:
+        All processes that share a SyncBatchNorm have to take the same way: hooks on the norm of some
+        of them only, or an empty batch, would mix up what they exchange.
 
     Raises:
         ValueError: unknown backend; batch statistics of a single element.
@@ -142,22 +164,24 @@ def se_tail(x: Tensor, identity: Tensor, norm: nn.Module, gate: Gate, backend: s
     if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
         x = x.contiguous()
     ops, arguments = _backend(backend), _batch_norm_arguments(x, norm)
-    if not torch.is_grad_enabled():
-        vectors, z, *_ = squeeze(ops, x, *arguments)
-        return ops.excite(x, vectors, gate(z.to(x.dtype)).to(z.dtype), identity)
-    x, vectors, z = Squeeze.apply(ops, x, *arguments)
-    return Excite.apply(ops, x, vectors, gate(z.to(x.dtype)).to(z.dtype), identity)
+    with torch.cuda.device_of(x) if backend == 'triton' else nullcontext():  # kernels run on the current GPU
+        if not torch.is_grad_enabled():
+            vectors, z, *_ = squeeze(ops, x, *arguments)
+            return ops.excite(x, vectors, gate(z.to(x.dtype)).to(z.dtype), identity)
+        x, vectors, z = Squeeze.apply(ops, x, *arguments)
+        return Excite.apply(ops, x, vectors, gate(z.to(x.dtype)).to(z.dtype), identity)
 
 
 def _batch_norm_arguments(x: Tensor, norm: nn.Module) -> tuple:
     """weight, bias, running mean and variance, whether to use those of the batch, momentum of the update, eps and
     process group; counts the batch."""
     dtype = passes.accumulation_dtype(x)
-    if isinstance(norm, nn.Identity) or norm.weight is None:
+    if isinstance(norm, nn.Identity) or norm.weight is None or norm.bias is None:
         ones, zeros = x.new_ones(x.shape[1], dtype=dtype), x.new_zeros(x.shape[1], dtype=dtype)
     if isinstance(norm, nn.Identity):
         return ones, zeros, zeros, ones, False, None, 0.0, None
-    weight, bias = (ones, zeros) if norm.weight is None else (norm.weight, norm.bias)
+    weight = ones if norm.weight is None else norm.weight
+    bias = zeros if norm.bias is None else norm.bias
     momentum = None
     if norm.training and norm.track_running_stats and norm.running_mean is not None:
         norm.num_batches_tracked.add_(1)

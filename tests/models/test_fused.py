@@ -9,6 +9,7 @@ from mmcv.cnn import fuse_conv_bn
 from mmdet.models import ResNet as MMDetResNet
 from mmdet.structures import DetDataSample
 from mmengine.logging import MMLogger
+from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from mmpretrain.models import SEResNet as MMPretrainSEResNet
@@ -24,7 +25,7 @@ from se_mm.models import SEResNet, SEResNeXt
 def twins(cls=SEResNet, *args, **kwargs):
     """The same network fused and not, with random batch norm parameters and statistics."""
     torch.manual_seed(0)
-    fused, plain = cls(*args, **kwargs), cls(*args, fused_se=False, **kwargs)
+    fused, plain = cls(*args, fused_se='torch', **kwargs), cls(*args, fused_se=False, **kwargs)
     fused.init_weights()
     for module in fused.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -103,12 +104,43 @@ def test_hooks_see_what_they_hook(name):
     fused, plain = (model.eval() for model in twins(SEResNet, 18, base_channels=16))
     block = fused.layer2[1]
     seen = []
-    block.get_submodule(name).register_forward_hook(lambda module, inputs, output: seen.append(output))
-    assert name in block.why_not_fused() or 'BatchNorm2d has hooks' in block.why_not_fused()
+    block.get_submodule(name).register_forward_hook(
+        lambda module, inputs, output: seen.append((output, output.clone()))
+    )
+    assert name.split('.')[-1] in block.why_not_fused() or 'BatchNorm2d has hooks' in block.why_not_fused()
     x = torch.rand(1, 3, 32, 32)
     for a, b in zip(fused(x), plain(x)):
         torch.testing.assert_close(a, b)
     assert seen
+    if name not in ('bn2', 'relu'):  # which have always been followed by an operation in place
+        assert all(torch.equal(held, given) for held, given in seen)
+
+
+def test_replaced_parts_are_used():
+    fused, plain = twins(SEResNet, 18, base_channels=16)
+    x = torch.rand(2, 3, 32, 32)
+    for model in (fused, plain):
+        model.eval()
+        model.layer2[1].se_layer = nn.Identity()
+        model.layer3[1].relu = nn.SiLU()
+    assert fused.layer2[1].why_not_fused() == fused.layer3[1].why_not_fused() == 'se_layer or relu was replaced'
+    for a, b in zip(fused(x), plain(x)):
+        torch.testing.assert_close(a, b)
+
+
+def test_synchronised_norms_reverted_to_one_device_are_fused():
+    model = revert_sync_batchnorm(SEResNet(18, norm_cfg=dict(type='SyncBN')))
+    assert model.layer1[0].why_not_fused() is None
+
+
+@pytest.mark.parametrize('fused_se', [True, False])
+def test_traced_for_one_image_runs_with_more_and_none(fused_se):
+    model = SEResNet(18, base_channels=16, fused_se=fused_se).eval()
+    traced = torch.jit.trace(model, torch.rand(1, 3, 32, 32))
+    for batch in (4, 0):
+        x = torch.rand(batch, 3, 32, 32)
+        for a, b in zip(traced(x), model(x)):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_hooks_on_the_gates_are_called_when_fused():
@@ -140,7 +172,7 @@ def test_training_keeps_no_more_than_without_se(norm_eval):
     init_default_scope('mmdet')
     models = dict(
         plain=MMDetResNet(50, norm_eval=norm_eval),
-        fused=SEResNet(50, norm_eval=norm_eval),
+        fused=SEResNet(50, norm_eval=norm_eval, fused_se='torch'),
         unfused=SEResNet(50, norm_eval=norm_eval, fused_se=False),
         mmpretrain=MMPretrainSEResNet(50, out_indices=(0, 1, 2, 3), norm_eval=norm_eval),
     )
@@ -222,7 +254,7 @@ def test_training_curves_of_faster_rcnn_with_frozen_batch_norm():
     """Fused and plain stay as close as plain does to itself with operations in another order."""
     config = Path(__file__).resolve().parents[2] / 'configs' / 'quickstart' / 'faster_rcnn_se_r18_shapes.py'
     curves = {}
-    for name, fused in (('plain', False), ('reordered', False), ('fused', True)):
+    for name, fused in (('plain', False), ('reordered', False), ('fused', 'torch')):
         cfg = load_config(config, {'model.backbone.norm_eval': True, 'model.backbone.fused_se': fused})
         torch.manual_seed(0)
         model = build_model(cfg)

@@ -293,6 +293,7 @@ def test_sizes_and_norms(norm, size):
         (dict(depth=50, frozen_stages=5), ['frozen_stages=5', '-1 to 4']),
         (dict(depth=50, style='tensorflow'), ['tensorflow', "'pytorch' or 'caffe'"]),
         (dict(depth=50, drop_path_rate=1.0), ['drop_path_rate=1.0']),
+        (dict(depth=50, fused_se='cuda'), ["fused_se='cuda'", "'torch' or 'triton'"]),
         (dict(depth=50, se_ratio=0), ['se_ratio=0', '1 to 256']),
         (dict(depth=18, dcn=DCN, stage_with_dcn=(True,) * 4), ['dcn', '18', '50, 101 or 152']),
         (dict(depth=18, plugins=PLUGINS[:1]), ['after_conv3', 'after_conv1']),

@@ -18,9 +18,11 @@ DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 class Tail(nn.Module):
     """Batch norm and gate with random weights and statistics; ``mode`` is train, eval or frozen."""
 
-    def __init__(self, channels, mode='train', norm=nn.BatchNorm2d, **kwargs):
+    def __init__(self, channels, mode='train', bias=True, **kwargs):
         super().__init__()
-        self.norm = norm(channels, **kwargs)
+        self.norm = nn.BatchNorm2d(channels, **kwargs)
+        if not bias:
+            self.norm.register_parameter('bias', None)
         self.gate = nn.Sequential(nn.Linear(channels, 5), nn.ReLU(), nn.Linear(5, channels), nn.Sigmoid())
         for tensor in self.norm.state_dict().values():
             if tensor.is_floating_point():
@@ -132,8 +134,18 @@ def test_deviation_survives_a_mean_ten_thousand_times_larger(backend):
 
 
 @pytest.mark.parametrize('backend', FUSED)
-@pytest.mark.parametrize('kwargs', [dict(), dict(momentum=None), dict(momentum=0.3, eps=0.1), dict(affine=False),
-                                    dict(track_running_stats=False)], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(),
+        dict(momentum=None),
+        dict(momentum=0.3, eps=0.1),
+        dict(affine=False),
+        dict(bias=False),
+        dict(track_running_stats=False),
+    ],
+    ids=str,
+)
 def test_running_statistics_are_those_of_batch_norm(kwargs, backend):
     shape = (3, 7, 4, 5)
     fused = tail_for(shape, **kwargs).double()
@@ -234,7 +246,7 @@ def test_only_x_and_output_are_kept_for_backward(backend):
 
 
 def test_choice_gives_its_reason():
-    x, identity, _ = maps((2, 6, 3, 3), torch.float32)
+    x, identity, _ = maps((2, 6, 160, 160), torch.float32)
     norm = nn.BatchNorm2d(6).to(DEVICE)
     assert choose(x, identity, norm).backend == ('triton' if x.is_cuda else 'torch')
     hooked = copy.deepcopy(norm)
@@ -245,12 +257,15 @@ def test_choice_gives_its_reason():
         (x, identity.double(), norm): 'identity differs',
         (x, identity[:1], norm): 'identity differs',
         (x.int(), identity.int(), norm): 'torch.int32',
-        (x[0], identity[0], norm): '(6, 3, 3)',
-        (x[:0], identity[:0], norm): '(0, 6, 3, 3)',
+        (x[0], identity[0], norm): '(6, 160, 160)',
+        (x[:0], identity[:0], norm): '(0, 6, 160, 160)',
         (x.to('meta'), identity.to('meta'), norm): 'meta',
     }.items():
         choice = choose(*arguments)
         assert choice.backend == 'plain' and words in choice.reason, choice
+    if not x.is_cuda:
+        small = choose(x[:, :, :9, :9], identity[:, :, :9, :9], norm)
+        assert small.backend == 'plain' and 'faster so on the CPU' in small.reason
     with torch.no_grad():
         assert choose(x, identity, norm).backend == ('triton' if x.is_cuda else 'plain')
 
@@ -279,7 +294,7 @@ def test_compiled_without_graph_breaks(mode):
     shape = (3, 8, 5, 7)
     tail = tail_for(shape, mode)
     tensors = maps(shape, torch.float32)
-    eager = results(tail, *tensors, None)
+    eager = results(tail, *tensors, 'torch')
     compiled = copy.deepcopy(tail)
     compiled.compile(fullgraph=True)
     x, identity = tensors[0].requires_grad_(), tensors[1].requires_grad_()
