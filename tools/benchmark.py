@@ -8,6 +8,7 @@ Rows end in OUT.csv; tables and OUT.png are made from that file.
 
 import argparse
 import csv
+import ctypes
 import os
 import platform
 from contextlib import nullcontext
@@ -40,7 +41,7 @@ COLUMNS = [
     *KEYS,
     *(f'{quantity}_{unit}_p{p}' for quantity in QUANTITIES for unit in ('ms', 'ratio') for p in (20, 50, 80)),
     *('kept_bytes', 'kept_ratio', 'peak_bytes', 'peak_ratio', 'gbytes_per_s', 'bandwidth_ratio', 'remark'),
-    *('device', 'threads', 'versions'),
+    *('device', 'threads', 'allocator', 'versions'),
 ]
 # What is to be reached (figure, part, mode, on a GPU, compiled, column, limit) and what others cost.
 TARGETS = [
@@ -161,6 +162,7 @@ class Report:
         self.machine = dict(
             device=torch.cuda.get_device_name() if device.type == 'cuda' else processor(),
             threads=torch.get_num_threads(),
+            allocator='keeps freed memory' if keep_freed_memory() else 'default',
             versions=' '.join(f'{name}={version}' for name, version in installed_versions().items()),
         )
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -196,6 +198,17 @@ class Report:
                     row[f'{quantity}_ms_p{p}'], row[f'{quantity}_ratio_p{p}'] = round(time, 3), round(ratio, 4)
             self.write(row)
         self.progress.remove_task(task)
+
+
+def keep_freed_memory():
+    """Have glibc keep freed memory instead of giving it back to the system and asking for it again in every step, which
+    costs a fifth of a training step, more or less at random, and would hide differences between networks."""
+    trim_threshold, mmap_max = -1, -4
+    try:
+        libc = ctypes.CDLL('libc.so.6')
+        return bool(libc.mallopt(mmap_max, 0) and libc.mallopt(trim_threshold, -1))
+    except OSError:
+        return False
 
 
 def processor():
