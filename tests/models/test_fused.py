@@ -133,6 +133,23 @@ def test_synchronised_norms_reverted_to_one_device_are_fused():
     assert model.layer1[0].why_not_fused() is None
 
 
+@pytest.mark.parametrize('training', [True, False])
+def test_compiled_in_one_graph(training):
+    fused, plain = twins(SEResNet, 18, base_channels=16, norm_eval=False)
+    fused.double().train(training), plain.double().train(training)
+    x = torch.rand(2, 3, 64, 64, dtype=torch.float64)
+    compiled = torch.compile(fused, backend='aot_eager', fullgraph=True)
+    outs, grads = gradients(compiled, x)
+    expected, expected_grads = gradients(plain, x)
+    for a, b in zip(outs, expected):
+        torch.testing.assert_close(a, b)
+    for name, grad in expected_grads.items():
+        got = grads[f'_orig_mod.{name}']
+        torch.testing.assert_close(got, grad, rtol=1e-6, atol=1e-9 * grad.abs().max().item() + 1e-12)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(fused.state_dict()[name], value)
+
+
 @pytest.mark.parametrize('fused_se', [True, False])
 def test_traced_for_one_image_runs_with_more_and_none(fused_se):
     model = SEResNet(18, base_channels=16, fused_se=fused_se).eval()
