@@ -15,7 +15,6 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
-import matplotlib
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -23,15 +22,13 @@ from rich.table import Table
 from torch import nn
 
 import se_mm  # noqa: F401  registers the backbones
-from se_mm.analysis import clock, interleave, kept_bytes, quantiles
+from se_mm.analysis import clock, draw_costs, interleave, kept_bytes, quantiles
+from se_mm.analysis.plot import name_of, number
 from se_mm.engine import guard, load_config
 from se_mm.engine.preflight import build_model
 from se_mm.models import SEResNet
 from se_mm.ops import se_tail
 from se_mm.utils import InputError, installed_versions
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt  # noqa: E402
 
 PARTS = ('target', 'variants', 'growth', 'detector')
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
@@ -310,14 +307,6 @@ def run_tail(report, args, device):
     report.write(dict(keys, variant='fused', gbytes_per_s=round(speed, 1), bandwidth_ratio=round(speed / copy, 3)))
 
 
-def number(row, column):
-    return float(row[column]) if row.get(column) else None
-
-
-def name_of(row):
-    return row['variant'] + (', compiled' if row['compiled'] == 'True' else '')
-
-
 def show(rows, console):
     """Tables of the targets and of everything measured."""
     gpu = bool(rows) and 'bfloat16' in {row['dtype'] for row in rows}
@@ -349,71 +338,6 @@ def show(rows, console):
         network = row['part'], name_of(row), row['mode'], row['batch'], f'{row["height"]}x{row["width"]}', row['depth']
         table.add_row(*network, time, *cells)
     console.print(table)
-
-
-def draw(rows, path):
-    """Ratios to plain: a bar for each variant, and lines for the growth."""
-    bars = [
-        r
-        for r in rows
-        if r['part'] in ('target', 'variants', 'detector') and r['variant'] != 'plain' and r['step_ratio_p50']
-    ]
-    growth = [r for r in rows if r['part'] == 'growth' and r['step_ratio_p50']]
-    figure, axes = plt.subplots(
-        1 + bool(growth), 4 if growth else 2, figsize=(13, 5 + 4 * bool(growth)), layout='constrained', squeeze=False
-    )
-    for axis in axes[0]:
-        axis.set_axis_off()
-    grid = figure.add_gridspec(1 + bool(growth), 2)
-    for i, (column, title) in enumerate(
-        (('step_ratio_p50', 'time of a step'), ('kept_ratio', 'activations kept for backward'))
-    ):
-        axis = figure.add_subplot(grid[0, i])
-        shown = [r for r in bars if r[column]]
-        labels = [f'{name_of(r)}, {"detector" if r["part"] == "detector" else r["mode"]}' for r in shown]
-        values = [number(r, column) for r in shown]
-        spread = None
-        if i == 0:
-            spread = [[abs(number(r, f'step_ratio_p{p}') - v) for r, v in zip(shown, values)] for p in (20, 80)]
-        colors = ['C0' if r['variant'] == 'fused' else 'C7' for r in shown]
-        axis.barh(range(len(shown)), values, xerr=spread, color=colors)
-        axis.set_yticks(range(len(shown)), labels)
-        axis.invert_yaxis()
-        axis.axvline(1, color='k', lw=0.8)
-        axis.set(title=f'{title}, plain ResNet = 1', xlim=(0.8, None))
-    if growth:
-        usual = {k: max((r[k] for r in growth), key=[r[k] for r in growth].count) for k in ('batch', 'height', 'depth')}
-        lines = [
-            ('batch', lambda r: r['height'] == usual['height'] and r['depth'] == usual['depth'], 'images in the batch'),
-            ('height', lambda r: r['batch'] == '1' and r['depth'] == usual['depth'], 'height of one image'),
-            ('depth', lambda r: r['height'] == usual['height'] and r['batch'] == depth_batch(growth), 'depth'),
-        ]
-        for axis in axes[1]:
-            axis.set_axis_off()
-        grid = figure.add_gridspec(2, 3)
-        for i, (key, belongs, label) in enumerate(lines):
-            axis = figure.add_subplot(grid[1, i])
-            for j, variant in enumerate(('fused', 'unfused')):
-                points = sorted((int(r[key]), r) for r in growth if r['variant'] == variant and belongs(r))
-                for column, style in (('step_ratio_p50', '-o'), ('kept_ratio', '--')):
-                    axis.plot(
-                        [p for p, _ in points], [number(r, column) for _, r in points], style, color=('C0', 'C7')[j],
-                        label=f'{variant}, {"time" if column.startswith("step") else "memory"}',
-                    )  # fmt: skip
-            axis.axhline(1, color='k', lw=0.8)
-            axis.set(xlabel=label, xscale='log' if key == 'batch' else 'linear')
-            axis.legend(fontsize='small')
-    machine = rows[0]
-    figure.suptitle(f'SE-ResNet against ResNet: {machine["device"]}, {machine["threads"]} threads', fontsize='medium')
-    partial_path = path.with_name(f'.{path.name}')
-    figure.savefig(partial_path, dpi=110, format='png')
-    os.replace(partial_path, path)
-
-
-def depth_batch(growth):
-    """The batch size at which the depth was varied."""
-    depths = {batch: len({r['depth'] for r in growth if r['batch'] == batch}) for batch in {r['batch'] for r in growth}}
-    return max(depths, key=depths.get)
 
 
 def main():
@@ -452,7 +376,7 @@ def main():
     if not rows or not set(COLUMNS) <= set(rows[0]):
         raise InputError(f'{path} is not a CSV file of this program: its columns differ or it is empty')
     show(rows, console)
-    draw(rows, out.with_name(f'{out.name}.png'))
+    draw_costs(rows, out.with_name(f'{out.name}.png'))
     console.print(f'{path}, {out.name}.png')
 
 
