@@ -61,7 +61,12 @@ def parse_args():
     parser.add_argument('--batch-size', type=int, help='of training [8; on a GPU 128]')
     parser.add_argument('--size', type=int, default=224, help='of the square images [224]')
     parser.add_argument('--depth', type=int, default=50, help='of the networks [50]')
-    parser.add_argument('--repeats', type=int, default=10, help='rounds that are counted, in growth a third [10]')
+    parser.add_argument(
+        '--repeats',
+        type=int,
+        default=10,
+        help='rounds that are counted; in growth more of quick ones, fewer of slow ones [10]',
+    )
     parser.add_argument('--compile', action='store_true', help='variants: also with torch.compile')
     parser.add_argument('--plot', metavar='CSV', help='measure nothing, make tables and picture of this file')
     return parser.parse_args()
@@ -159,7 +164,7 @@ class Report:
         self.machine = dict(
             device=torch.cuda.get_device_name() if device.type == 'cuda' else processor(),
             threads=torch.get_num_threads(),
-            allocator='keeps freed memory' if keep_freed_memory() else 'default',
+            allocator='keeps freed memory' if keep_freed_memory(False) else 'default',
             versions=' '.join(f'{name}={version}' for name, version in installed_versions().items()),
         )
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -179,7 +184,8 @@ class Report:
         """Measure variants in turn; the first is what the others are compared with."""
         repeats = repeats or self.repeats
         task = self.progress.add_task(' '.join(str(v) for v in keys.values() if v), total=None)
-        memory = {name: m.memory() for name, m in measurements.items()}
+        memory = {name: m.memory() for name, m in measurements.items()}  # compiles, too
+        keep_freed_memory(True)
         self.progress.update(task, total=len(measurements) * (repeats + warmup))
         rounds = interleave(measurements, repeats, warmup, partial(self.progress.advance, task))
         base = next(iter(measurements))
@@ -194,16 +200,25 @@ class Report:
                 for p, time, ratio in zip((20, 50, 80), times, ratios):
                     row[f'{quantity}_ms_p{p}'], row[f'{quantity}_ratio_p{p}'] = round(time, 3), round(ratio, 4)
             self.write(row)
+        keep_freed_memory(False)
         self.progress.remove_task(task)
 
 
-def keep_freed_memory():
-    """Have glibc keep freed memory instead of giving it back to the system and asking for it again in every step, which
-    costs a fifth of a training step, more or less at random, and would hide differences between networks."""
+def keep_freed_memory(keep):
+    """Whether glibc keeps freed memory instead of giving it back to the system and asking for it again in every step,
+    which costs a fifth of a training step, more or less at random, and would hide differences between networks. Not
+    while compiling, whose many small objects would leave no large piece of kept memory whole.
+
+    Returns:
+        False where the C library has no such setting.
+    """
     trim_threshold, mmap_max = -1, -4
     try:
         libc = ctypes.CDLL('libc.so.6')
-        return bool(libc.mallopt(mmap_max, 0) and libc.mallopt(trim_threshold, -1))
+        if keep:
+            return bool(libc.mallopt(mmap_max, 0) and libc.mallopt(trim_threshold, -1))
+        libc.malloc_trim(0)
+        return bool(libc.mallopt(mmap_max, 65536) and libc.mallopt(trim_threshold, 128 * 1024))
     except OSError:
         return False
 
@@ -259,7 +274,10 @@ def run_growth(report, args, device):
         measurements = measurements_of(keys, ('plain', 'fused', 'unfused'), device)
         if per_pixel is None:
             per_pixel = measurements['unfused'].memory()['kept_bytes'] / pixels
-        report.measure(keys, measurements, warmup=1, repeats=max(3, args.repeats // 3))
+        usual = args.batch_size * args.size**2
+        report.measure(
+            keys, measurements, warmup=1, repeats=max(3, int(args.repeats * min(3, usual / pixels / deeper)))
+        )
 
 
 def run_detector(report, device):

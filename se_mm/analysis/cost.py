@@ -13,7 +13,7 @@ Step = Callable[[], dict[str, float]]
 
 
 def kept_bytes(module: nn.Module, forward: Callable[[], object]) -> int:
-    """Bytes of all the storages that autograd keeps for backward in ``forward()``.
+    """Bytes of all the storages that autograd keeps for backward in ``forward()``, after which backward cannot run.
 
     Every storage is counted once; parameters and buffers of ``module`` are not, nor are tensors that
     a function keeps by other means than ``save_for_backward``.
@@ -21,16 +21,15 @@ def kept_bytes(module: nn.Module, forward: Callable[[], object]) -> int:
     own = {tensor.untyped_storage().data_ptr() for tensor in [*module.parameters(), *module.buffers()]}
     kept, alive = {}, []
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
             alive.append(tensor)  # or else the address would be given again
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = forward()
-    del result
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda _: None):
+        forward()
+    alive.clear()  # the graph holds pack, which holds them: it would never be freed
     return sum(kept.values())
 
 

@@ -36,20 +36,18 @@ def draw_costs(rows: list[Row], path: Path) -> None:
         _bars(time, bars, 'step_ratio_p50', 'time of a step')
         _bars(memory, [row for row in bars if row['kept_ratio']], 'kept_ratio', 'activations kept for backward')
     if growth:
-        usual = Counter((row['batch'], row['height']) for row in growth if row['depth'] == _usual(growth, 'depth'))
-        size = max({h for _, h in usual}, key=lambda h: sum(n for (_, height), n in usual.items() if height == h))
-        depth = _usual(growth, 'depth')
-        fixed_batch = _usual([row for row in growth if row['depth'] != depth] or growth, 'batch')
-        by_batch, by_size, by_depth = next(panels).subplots(1, 3, sharey=True)
-        _lines(
-            by_batch, [r for r in growth if (r['height'], r['depth']) == (size, depth)], 'batch', 'images in a batch'
+        size, depth = _usual(growth, 'height'), _usual(growth, 'depth')
+        batch = _usual([row for row in growth if row['depth'] != depth] or growth, 'batch')
+        panels_of = dict(
+            batch=('images in a batch', dict(height=size, depth=depth)),
+            height=('height of one image', dict(batch='1', depth=depth)),
+            depth=('depth', dict(batch=batch, height=size)),
         )
-        _lines(
-            by_size, [r for r in growth if (r['batch'], r['depth']) == ('1', depth)], 'height', 'height of one image'
-        )
-        _lines(by_depth, [r for r in growth if (r['height'], r['batch']) == (size, fixed_batch)], 'depth', 'depth')
-        by_batch.set(ylabel='plain ResNet = 1')
-        by_batch.legend(fontsize='small')
+        axes = next(panels).subplots(1, 3, sharey=True)
+        for axis, (key, (label, fixed)) in zip(axes, panels_of.items()):
+            _lines(axis, [row for row in growth if fixed.items() <= row.items()], key, label)
+        axes[0].set(ylabel='plain ResNet = 1')
+        axes[0].legend(fontsize='small')
     figure.suptitle(f'SE-ResNet against ResNet: {rows[0]["device"]}, {rows[0]["threads"]} threads', fontsize='medium')
     partial = path.with_name(f'.{path.name}')
     figure.savefig(partial, dpi=110, format='png')

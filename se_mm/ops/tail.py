@@ -46,30 +46,35 @@ class Choice(NamedTuple):
     reason: str
 
 
+IN_PLACE = Choice('plain', 'without gradients, the operations in place are the fastest on the CPU')
+
+
 def choose(x: Tensor, identity: Tensor, norm: nn.Module) -> Choice:
     """The way :func:`se_tail` takes for these arguments.
 
     'plain' runs the operations one after the other, 'torch' the passes as torch operations,
     'triton' the passes as Triton kernels.
     """
-    why = why_not_fused(norm) or _why_not_here(x, identity, norm)
+    group = _process_group(norm)
+    if not torch.is_grad_enabled() and x.device.type == 'cpu' and group is None and not torch.compiler.is_compiling():
+        return IN_PLACE
+    why = why_not_fused(norm) or _why_not_here(x, identity, group)
     if why:
         return Choice('plain', why)
     if torch.compiler.is_compiling():
         return Choice('torch', 'torch.compile turns each pass into one kernel')
     if x.is_cuda:
         return Choice('triton', 'one Triton kernel for each pass')
-    if _process_group(norm) is not None:
+    if group is not None:
         return Choice('torch', 'torch has no SyncBatchNorm on the CPU')
-    if not torch.is_grad_enabled():
-        return Choice('plain', 'without gradients, the operations in place are the fastest on the CPU')
     if x.numel() < SMALL:
         return Choice('plain', f'maps of less than {SMALL} elements are faster so on the CPU')
     return Choice('torch', 'torch operations are the fastest on the CPU')
 
 
 def has_hooks(module: nn.Module) -> bool:
-    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
+    m = module
+    return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
 
 
 def why_not_fused(norm: nn.Module) -> str | None:
@@ -83,14 +88,14 @@ def why_not_fused(norm: nn.Module) -> str | None:
     return None
 
 
-def _why_not_here(x: Tensor, identity: Tensor, norm: nn.Module) -> str | None:
+def _why_not_here(x: Tensor, identity: Tensor, group: dist.ProcessGroup | None) -> str | None:
     if torch.jit.is_tracing() or getattr(torch.compiler, 'is_exporting', bool)():
         return 'exported graphs keep standard operations'
     if x.device.type not in ('cpu', 'cuda'):
         return f'no kernels for {x.device.type}'
     if x.is_cuda and not torch.compiler.is_compiling() and (why := _why_not_triton(x.device)):
         return why
-    if torch.compiler.is_compiling() and _process_group(norm) is not None:
+    if torch.compiler.is_compiling() and group is not None:
         return 'torch.compile does not trace the communication of SyncBatchNorm'
     if x.dtype not in DTYPES:
         return f'no kernels for {x.dtype}'
@@ -123,12 +128,12 @@ def _process_group(norm: nn.Module) -> dist.ProcessGroup | None:
 def plain_se_tail(x: Tensor, identity: Tensor, norm: nn.Module, gate: Gate) -> Tensor:
     """:func:`se_tail` by its definition, for any norm and dtype: what the fused ways are compared with."""
     y = norm(x)
-    gates = gate(y.mean((2, 3))).to(y.dtype)[:, :, None, None]
-    # in place only what nobody else can hold
-    fresh = y is not x and why_not_fused(norm) is None
-    in_place = fresh and not torch.is_grad_enabled() and not torch.jit.is_tracing()
-    y = y.mul_(gates) if in_place else y * gates
-    return (y.add_(identity) if identity.dtype == y.dtype else y + identity).relu_()
+    gates = gate(y.mean((2, 3))).to(y.dtype).unsqueeze(-1).unsqueeze(-1)
+    if identity.dtype != y.dtype:
+        return (y * gates + identity).relu_()
+    # into y, if nobody else can hold it
+    fresh = y is not x and not torch.is_grad_enabled() and not torch.jit.is_tracing() and why_not_fused(norm) is None
+    return torch.addcmul(identity, y, gates, out=y if fresh else None).relu_()
 
 
 def se_tail(x: Tensor, identity: Tensor, norm: nn.Module, gate: Gate, backend: str | None = None) -> Tensor:
