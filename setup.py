@@ -35,6 +35,7 @@ setup(
             'torchvision',
             'pycocotools>=2.0.7',
             'rich',  # tables and progress of the tools
+            'scipy',  # .mat files of SVHN
         ],
         # the original packages; mmengine 0.10.7 cannot load its checkpoints with torch 2.6
         'openmmlab': [
@@ -47,6 +48,7 @@ setup(
             'mmpretrain>=1.2.0,<1.3',
             'pycocotools>=2.0.7',
             'rich',
+            'scipy',
         ],
     },
 )

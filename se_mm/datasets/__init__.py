@@ -1,3 +1,4 @@
 from .places365 import Places365
+from .svhn import SVHN
 
-__all__ = ['Places365']
+__all__ = ['SVHN', 'Places365']

@@ -1,31 +1,28 @@
-"""SE-ResNet and SE-ResNeXt.
+"""SE-ResNet, SE-ResNeXt and SENet-154.
 
-Squeeze-and-Excitation Networks, Hu et al., https://arxiv.org/abs/1709.01507, table 1.
+Squeeze-and-Excitation Networks, Hu et al., https://arxiv.org/abs/1709.01507, table 1 and appendix.
 Arguments are those of mmdet's ResNet and ResNeXt; parameters are named as in mmpretrain.
 """
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Sequence
 
 import torch
 from mmcv.cnn import build_conv_layer, build_norm_layer
 from mmengine.logging import print_log
-from mmengine.model import BaseModule, Sequential
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from se_mm.registry import MODELS
 
-from .blocks import SEBasicBlock, SEBottleneck
+from .base import Backbone
+from .blocks import SEBasicBlock, SEBottleneck, SENetBottleneck, check_fused_se
 
 PLUGIN_POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3')
 
 
 @MODELS.register_module()
-class SEResNet(BaseModule):
+class SEResNet(Backbone):
     """SE-ResNet: a residual network with an SE layer at the end of every branch.
 
     Args:
@@ -56,8 +53,10 @@ class SEResNet(BaseModule):
         pretrained: deprecated path of a checkpoint, use ``init_cfg``.
         init_cfg: initialisation config; None for He initialisation.
         drop_path_rate: stochastic depth, rising linearly from 0 to this rate at the last block.
-        se_ratio: reduction ratio of the SE layers.
-        se_cfg: further arguments of :class:`SELayer`, e.g. ``dict(divisor=8)``.
+        with_se: whether stages have SE, one value for each or one for all.
+        se_ratio: reduction ratio r of SE.
+        se_cfg: further arguments of :class:`SELayer`, e.g. ``dict(variant='bump')``.
+        se_position: where SE stands in a block, see :class:`SEBlock`.
         fused_se: fuse the last batch norm of a branch, SE, sum and ReLU where possible: the same results
             with less memory and time. Blocks say by ``why_not_fused()`` what is in the way. 'torch' or
             'triton' insists on that backend of :func:`se_mm.ops.se_tail`, 'torch' on the CPU also where
@@ -76,6 +75,7 @@ class SEResNet(BaseModule):
         101: (SEBottleneck, (3, 4, 23, 3)),
         152: (SEBottleneck, (3, 8, 36, 3)),
     }
+    downsample_kernel = 1  # of shortcuts with a stride
 
     def __init__(
         self,
@@ -102,41 +102,31 @@ class SEResNet(BaseModule):
         pretrained: str | None = None,
         init_cfg: dict | list[dict] | None = None,
         drop_path_rate: float = 0.0,
+        with_se: bool | Sequence[bool] = True,
         se_ratio: int = 16,
         se_cfg: dict | None = None,
+        se_position: str = 'standard',
         fused_se: bool | str = True,
         stem_pool_ceil_mode: bool = False,
     ) -> None:
-        if pretrained is not None:
-            if init_cfg is not None:
-                raise ValueError('init_cfg and pretrained cannot be given at the same time')
-            warnings.warn(
-                'pretrained is deprecated, use init_cfg=dict(type="Pretrained", checkpoint=...)', stacklevel=2
-            )
-            init_cfg = dict(type='Pretrained', checkpoint=pretrained)
-        super().__init__(init_cfg)
-        self.depth, self.num_stages, self.style = depth, num_stages, style
-        self.strides, self.dilations, self.out_indices = strides, dilations, tuple(out_indices)
-        self.deep_stem, self.frozen_stages, self.norm_eval = deep_stem, frozen_stages, norm_eval
+        super().__init__(
+            num_stages, out_indices, frozen_stages, norm_eval, with_cp, with_se, se_ratio, se_cfg, pretrained, init_cfg
+        )
+        self.depth, self.style, self.deep_stem = depth, style, deep_stem
+        self.strides, self.dilations = strides, dilations
         self.conv_cfg, self.norm_cfg = conv_cfg, norm_cfg
         self._check_arguments(dcn, stage_with_dcn, plugins, drop_path_rate, fused_se)
 
         self.block, stage_blocks = self.arch_settings[depth]
         self.stage_blocks = stage_blocks[:num_stages]
         block_init_cfg = None
-        if self.init_cfg is None:
-            self.init_cfg = [
-                dict(type='Kaiming', layer='Conv2d'),
-                dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']),
-            ]
-            if zero_init_residual:
-                last_norm = 'norm2' if self.block.expansion == 1 else 'norm3'
-                block_init_cfg = dict(type='Constant', val=0, override=dict(name=last_norm))
+        if init_cfg is None and pretrained is None and zero_init_residual:
+            last_norm = 'norm2' if self.block.expansion == 1 else 'norm3'
+            block_init_cfg = dict(type='Constant', val=0, override=dict(name=last_norm))
 
         inplanes = base_channels if stem_channels is None else stem_channels
         self._make_stem(in_channels, inplanes, stem_pool_ceil_mode)
         drop_paths = torch.linspace(0, drop_path_rate, sum(self.stage_blocks)).tolist()
-        self.res_layers = []
         for i, num_blocks in enumerate(self.stage_blocks):
             planes = base_channels * 2**i
             blocks = []
@@ -154,12 +144,12 @@ class SEResNet(BaseModule):
                         dilation=dilations[i],
                         downsample=downsample,
                         style=style,
-                        with_cp=with_cp,
                         conv_cfg=conv_cfg,
                         norm_cfg=norm_cfg,
                         dcn=dcn if stage_with_dcn[i] else None,
                         plugins=self._stage_plugins(plugins, i),
-                        se_cfg=dict(ratio=se_ratio, **(se_cfg or {})),
+                        se_cfg=self.se_cfg,
+                        se_position=se_position if self.with_se[i] else None,
                         drop_path=drop_paths[len(blocks) + sum(self.stage_blocks[:i])],
                         fused_se=fused_se,
                         init_cfg=block_init_cfg,
@@ -167,11 +157,9 @@ class SEResNet(BaseModule):
                     )
                 )
                 inplanes = outplanes
-            self.add_module(f'layer{i + 1}', Sequential(*blocks))
-            self.res_layers.append(f'layer{i + 1}')
+            self.add_stage(blocks, 'layer')
         self.feat_dim = inplanes
-        self._freeze_stages()
-        blocks = [block for name in self.res_layers for block in getattr(self, name)]
+        blocks = [block for name in self.stage_names for block in getattr(self, name) if block.se_position]
         reasons = [reason for reason in (block.why_not_fused() for block in blocks) if reason]
         if fused_se and reasons:
             print_log(
@@ -199,16 +187,11 @@ class SEResNet(BaseModule):
         for key, value in lists.items():
             if len(value) != n:
                 raise ValueError(f'{key}={tuple(value)} has {len(value)} entries for num_stages={n}: give {n}')
-        if not self.out_indices or not set(self.out_indices) <= set(range(n)):
-            raise ValueError(f'out_indices={self.out_indices}: choose from 0 to {n - 1} (num_stages={n})')
-        if self.frozen_stages not in range(-1, n + 1):
-            raise ValueError(f'frozen_stages={self.frozen_stages!r}: choose -1 to {n} (num_stages={n})')
         if self.style not in ('pytorch', 'caffe'):
             raise ValueError(f"style={self.style!r}: choose 'pytorch' or 'caffe'")
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate={drop_path_rate}: choose a rate from 0 to below 1')
-        if fused_se not in (True, False, 'torch', 'triton'):
-            raise ValueError(f"fused_se={fused_se!r}: choose True, False, 'torch' or 'triton'")
+        check_fused_se(fused_se)
         basic = self.arch_settings[self.depth][0] is SEBasicBlock
         if basic and dcn is not None:
             raise ValueError(f'dcn needs bottlenecks: depth {self.depth} has none, choose 50, 101 or 152')
@@ -241,11 +224,13 @@ class SEResNet(BaseModule):
         self.maxpool = nn.MaxPool2d(3, 2, padding=0 if ceil_mode else 1, ceil_mode=ceil_mode)
 
     def _make_downsample(self, inplanes: int, outplanes: int, stride: int, avg_down: bool) -> nn.Module:
-        layers = []
+        layers, kernel = [], self.downsample_kernel if stride > 1 else 1
         if avg_down:
             layers.append(nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False))
             stride = 1
-        layers.append(build_conv_layer(self.conv_cfg, inplanes, outplanes, kernel_size=1, stride=stride, bias=False))
+        layers.append(
+            build_conv_layer(self.conv_cfg, inplanes, outplanes, kernel, stride=stride, padding=kernel // 2, bias=False)
+        )
         layers.append(build_norm_layer(self.norm_cfg, outplanes)[1])
         return nn.Sequential(*layers)
 
@@ -257,50 +242,14 @@ class SEResNet(BaseModule):
 
     norm1 = property(lambda self: getattr(self, self.norm1_name))
 
-    def init_weights(self) -> None:
-        """Initialise; says so when frozen parts or batch norms will stay at random values."""
-        super().init_weights()
-        cfgs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg]
-        if not any(cfg.get('type') == 'Pretrained' for cfg in cfgs):
-            frozen = [k for k, v in (('norm_eval', self.norm_eval), ('frozen_stages', self.frozen_stages >= 0)) if v]
-            if frozen:
-                print_log(
-                    f'{type(self).__name__} starts from random weights with {" and ".join(frozen)} set: frozen layers '
-                    'and batch norm statistics will not learn. Give init_cfg a pretrained checkpoint, or set '
-                    'norm_eval=False, frozen_stages=-1.',
-                    logger='current',
-                    level=logging.WARNING,
-                )
+    res_layers = property(lambda self: self.stage_names)  # mmdet's name
 
-    def _freeze_stages(self) -> None:
-        frozen = []
-        if self.frozen_stages >= 0:
-            frozen += [self.stem] if self.deep_stem else [self.conv1, self.norm1]
-        frozen += [getattr(self, name) for name in self.res_layers[: max(self.frozen_stages, 0)]]
-        for module in frozen:
-            module.eval()
-            module.requires_grad_(False)
+    def stem_modules(self) -> list[nn.Module]:
+        return [self.stem] if self.deep_stem else [self.conv1, self.norm1]
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(N, in_channels, H, W) to one feature map for each of ``out_indices``."""
+    def run_stem(self, x: Tensor) -> Tensor:
         x = self.stem(x) if self.deep_stem else self.relu(self.norm1(self.conv1(x)))
-        x = self.maxpool(x)
-        outs = []
-        for i, name in enumerate(self.res_layers):
-            x = getattr(self, name)(x)
-            if i in self.out_indices:
-                outs.append(x)
-        return tuple(outs)
-
-    def train(self, mode: bool = True) -> SEResNet:
-        """Set training mode; frozen stages, and with ``norm_eval`` all batch norms, stay in eval."""
-        super().train(mode)
-        self._freeze_stages()
-        if mode and self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
-        return self
+        return self.maxpool(x)
 
 
 @MODELS.register_module()
@@ -320,3 +269,34 @@ class SEResNeXt(SEResNet):
 
     def _block_kwargs(self, base_channels: int) -> dict:
         return dict(groups=self.groups, base_width=self.base_width, base_channels=base_channels)
+
+
+@MODELS.register_module()
+class SENet(SEResNeXt):
+    """SENet-154, the network of ILSVRC 2017: SE-ResNeXt-152 64x4d with half the channels in the first convolution of
+    a bottleneck, three 3x3 convolutions as stem, and 3x3 convolutions in the shortcuts with a stride.
+
+    Defaults are those of the released network. A dropout of 0.2 stands before its
+    classifier: :class:`AveragePoolingDropout`.
+    """
+
+    arch_settings = {154: (SENetBottleneck, SEResNet.arch_settings[152][1])}
+    downsample_kernel = 3
+
+    def __init__(
+        self,
+        depth: int = 154,
+        groups: int = 64,
+        stem_channels: int = 128,
+        deep_stem: bool = True,
+        stem_pool_ceil_mode: bool = True,
+        **kwargs,
+    ) -> None:
+        super().__init__(
+            depth,
+            groups=groups,
+            stem_channels=stem_channels,
+            deep_stem=deep_stem,
+            stem_pool_ceil_mode=stem_pool_ceil_mode,
+            **kwargs,
+        )

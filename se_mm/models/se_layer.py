@@ -1,16 +1,29 @@
-"""The Squeeze-and-Excitation layer.
+"""The Squeeze-and-Excitation layer, its ablations and its variants.
 
-Squeeze-and-Excitation Networks, Hu et al., https://arxiv.org/abs/1709.01507, section 3.
+Squeeze-and-Excitation Networks, Hu et al., https://arxiv.org/abs/1709.01507, sections 3 and 6.
+Variations of Squeeze and Excitation networks, https://arxiv.org/abs/2304.06502.
 """
 
 from __future__ import annotations
 
-from mmcv.cnn import ConvModule
+from collections import OrderedDict
+
+from mmcv.cnn import build_activation_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from se_mm.registry import MODELS
+
+# Widths between the layers, in squeezed widths.
+VARIANTS = dict(
+    standard=(1,),
+    slow_squeeze=(2, 1),
+    slow_excite=(1, 2),
+    slow_squeeze_excite=(2, 1, 2),
+    bump=(1, 1),
+)
+SQUEEZES = dict(avg=lambda: nn.AdaptiveAvgPool2d(1), max=lambda: nn.AdaptiveMaxPool2d(1), none=nn.Identity)
 
 
 def squeezed_width(channels: int, ratio: int, divisor: int = 1) -> int:
@@ -26,12 +39,18 @@ def squeezed_width(channels: int, ratio: int, divisor: int = 1) -> int:
 
 
 class PointwiseConv2d(nn.Conv2d):
-    """1x1 convolution; on 1x1 maps a matrix product, several times faster than a convolution there."""
+    """1x1 convolution of maps (N, C, H, W), or of vectors (N, C) as a matrix product, several times faster."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[2:] != (1, 1):
-            return super().forward(x)
-        return F.linear(x.flatten(1), self.weight.flatten(1), self.bias)[:, :, None, None]
+        return F.linear(x, self.weight.flatten(1), self.bias) if x.dim() == 2 else super().forward(x)
+
+
+class FullyConnected(nn.Sequential):
+    """A fully connected layer with activation; its parts are named as in mmcv's ConvModule."""
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool, act_cfg: dict) -> None:
+        conv = PointwiseConv2d(in_channels, out_channels, 1, bias=bias)
+        super().__init__(OrderedDict(conv=conv, activate=build_activation_layer(act_cfg)))
 
 
 @MODELS.register_module()
@@ -39,21 +58,25 @@ class SELayer(BaseModule):
     """Squeeze-and-Excitation: scale every channel by a gate computed from all channels' means.
 
     In the symbols of the paper: squeeze z = mean of x over H and W (equation 2), excitation
-    s = gate(W2 act(W1 z)) (equation 3), output s * x (equation 4). The two fully connected
-    layers are 1x1 convolutions named as in mmpretrain.
+    s = gate(W2 act(W1 z)) (equation 3), output s * x (equation 4). The fully connected layers,
+    conv1, conv2 and so on, are 1x1 convolutions named as in mmpretrain.
 
     Args:
         channels: C, channels of input and output.
         ratio: reduction ratio r of the squeezed width.
         squeeze_channels: the squeezed width itself; overrides ``ratio`` and ``divisor``.
         divisor: the squeezed width is rounded to a multiple of this, see :func:`squeezed_width`.
-        bias: whether the two layers have biases.
-        conv_cfg: config of the two layers' convolution, None for a ``Conv2d`` made for 1x1 maps.
-        act_cfg: configs of act and gate.
+        bias: whether the layers have biases.
+        act_cfg: configs of act and gate. The paper compares gates of type Sigmoid, ReLU and Tanh
+            (section 6).
+        variant: widths between the layers, in squeezed widths: 'standard' (1), 'slow_squeeze'
+            (2, 1), 'slow_excite' (1, 2), 'slow_squeeze_excite' (2, 1, 2) or 'bump' (1, 1).
+        squeeze: 'avg', 'max', or 'none', which leaves out the pooling and gates every position by
+            itself ("NoSqueeze", section 6).
         init_cfg: initialisation config.
 
     Raises:
-        ValueError: the squeezed width would be less than one channel.
+        ValueError: unknown variant or squeeze; the squeezed width would be less than one channel.
     """
 
     def __init__(
@@ -63,28 +86,39 @@ class SELayer(BaseModule):
         squeeze_channels: int | None = None,
         divisor: int = 1,
         bias: bool = True,
-        conv_cfg: dict | None = None,
         act_cfg: tuple[dict, dict] = (dict(type='ReLU'), dict(type='Sigmoid')),
+        variant: str = 'standard',
+        squeeze: str = 'avg',
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        if variant not in VARIANTS:
+            raise ValueError(f'variant={variant!r} of SE: choose one of {tuple(VARIANTS)}')
+        if squeeze not in SQUEEZES:
+            raise ValueError(f'squeeze={squeeze!r} of SE: choose one of {tuple(SQUEEZES)}')
         if squeeze_channels is None:
             if not 1 <= ratio <= channels:
                 raise ValueError(f'se_ratio={ratio} leaves no channel of {channels}: choose 1 to {channels}')
             squeeze_channels = squeezed_width(channels, ratio, divisor)
         act, gate = act_cfg
-        conv_cfg = conv_cfg or dict(type=PointwiseConv2d)
-        self.global_avgpool = nn.AdaptiveAvgPool2d(1)
-        self.conv1 = ConvModule(channels, squeeze_channels, 1, bias=bias, conv_cfg=conv_cfg, act_cfg=act)
-        self.conv2 = ConvModule(squeeze_channels, channels, 1, bias=bias, conv_cfg=conv_cfg, act_cfg=gate)
+        self.squeeze = SQUEEZES[squeeze]()
+        self.layers = []
+        widths = [channels, *(factor * squeeze_channels for factor in VARIANTS[variant]), channels]
+        for i, (cin, cout) in enumerate(zip(widths, widths[1:]), 1):
+            self.add_module(f'conv{i}', FullyConnected(cin, cout, bias, gate if i == len(widths) - 1 else act))
+            self.layers.append(f'conv{i}')
 
     def excite(self, z: Tensor) -> Tensor:
-        """The gates s for the squeezed z, both (N, C, 1, 1)."""
-        return self.conv2(self.conv1(z))
+        """The gates s for the squeezed z, both (N, C), or both (N, C, H, W)."""
+        for name in self.layers:
+            z = getattr(self, name)(z)
+        return z
 
     def scale(self, x: Tensor) -> Tensor:
-        """The gates s of shape (N, C, 1, 1) for ``x`` of shape (N, C, H, W)."""
-        return self.excite(self.global_avgpool(x))
+        """The gates s for ``x`` of shape (N, C, H, W): (N, C, 1, 1), or without squeeze as ``x``."""
+        if isinstance(self.squeeze, nn.Identity):
+            return self.excite(x)
+        return self.excite(self.squeeze(x).flatten(1))[:, :, None, None]
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.scale(x)

@@ -99,7 +99,7 @@ def test_blocks_say_why_they_are_not_fused(kwargs, reason, caplog):
     assert ('without fusion' in caplog.text) == (reason is not None and 'fused_se' not in kwargs)
 
 
-@pytest.mark.parametrize('name', ['bn2', 'se_layer', 'se_layer.global_avgpool', 'drop_path', 'relu'])
+@pytest.mark.parametrize('name', ['bn2', 'se_layer', 'se_layer.squeeze', 'drop_path', 'relu'])
 def test_hooks_see_what_they_hook(name):
     fused, plain = (model.eval() for model in twins(SEResNet, 18, base_channels=16))
     block = fused.layer2[1]
@@ -123,7 +123,8 @@ def test_replaced_parts_are_used():
         model.eval()
         model.layer2[1].se_layer = nn.Identity()
         model.layer3[1].relu = nn.SiLU()
-    assert fused.layer2[1].why_not_fused() == fused.layer3[1].why_not_fused() == 'se_layer or relu was replaced'
+    assert fused.layer2[1].why_not_fused() == 'se_layer was replaced'
+    assert fused.layer3[1].why_not_fused() == 'relu was replaced'
     for a, b in zip(fused(x), plain(x)):
         torch.testing.assert_close(a, b)
 
@@ -166,7 +167,7 @@ def test_hooks_on_the_gates_are_called_when_fused():
     block.se_layer.conv2.register_forward_hook(lambda module, inputs, output: gates.append(output))
     fused(torch.rand(2, 3, 32, 32))
     assert block.why_not_fused() is None
-    assert gates[0].shape == (2, 32, 1, 1) and (gates[0] > 0).all() and (gates[0] < 1).all()
+    assert gates[0].shape == (2, 32) and (gates[0] > 0).all() and (gates[0] < 1).all()
 
 
 def test_folding_of_batch_norm():
@@ -280,7 +281,7 @@ def test_training_curves_of_faster_rcnn_with_frozen_batch_norm():
             model = model.to(memory_format=torch.channels_last)
         model.train()
         assert not model.backbone.layer2[0].bn2.training
-        curves[name] = detector_losses(model, 60)
+        curves[name] = detector_losses(model, 200)
     assert curves['plain'][-15:].mean() < 0.8 * curves['plain'][:5].mean()  # it learns
     distance = {name: (curves[name] - curves['plain']).abs().mean().item() for name in ('reordered', 'fused')}
     assert distance['fused'] < 3 * distance['reordered'] + 1e-3, distance

@@ -1,0 +1,149 @@
+"""What all backbones here share."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+
+import torch.utils.checkpoint as cp
+from mmengine.logging import print_log
+from mmengine.model import BaseModule, Sequential
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .se_layer import SELayer
+
+
+class Stage(Sequential):
+    """Blocks one after the other; ``with_cp`` recomputes each in backward instead of storing its activations."""
+
+    def __init__(self, *blocks: nn.Module, with_cp: bool = False) -> None:
+        super().__init__(*blocks)
+        self.with_cp = with_cp
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self:
+            recompute = self.with_cp and x.requires_grad
+            x = cp.checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+        return x
+
+
+class Backbone(BaseModule):
+    """A stem and stages, whose outputs are the feature maps; parts may be frozen, stages may have SE.
+
+    Subclasses build the stem (and override :meth:`stem_modules` and :meth:`run_stem` if it is not one
+    module named ``stem``), and call :meth:`add_stage` for every stage.
+
+    Args:
+        num_stages: number of stages.
+        out_indices: stages whose outputs are returned, from 0; None for the last.
+        frozen_stages: 0 freezes the stem, n also the first n stages, -1 nothing.
+        norm_eval: keep batch norms in eval mode while training. Only pretrained weights make sense of it.
+        with_cp: recompute blocks in backward instead of storing their activations.
+        with_se: whether stages have SE, one value for each or one for all; False gives the plain network.
+        se_ratio: reduction ratio r of SE.
+        se_cfg: further arguments of :class:`SELayer`, e.g. ``dict(variant='bump')``.
+        pretrained: deprecated, use ``init_cfg``.
+        init_cfg: initialisation config, None for that of the family's paper.
+
+    Raises:
+        ValueError: an argument is outside its choices, which the message names.
+    """
+
+    default_init_cfg: list[dict] = [
+        dict(type='Kaiming', layer=['Conv2d', 'Linear']),
+        dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']),
+    ]
+
+    def __init__(
+        self,
+        num_stages: int,
+        out_indices: Sequence[int] | None = None,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        with_se: bool | Sequence[bool] = True,
+        se_ratio: int = 16,
+        se_cfg: dict | None = None,
+        pretrained: str | None = None,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        if pretrained is not None:
+            if init_cfg is not None:
+                raise ValueError('init_cfg and pretrained cannot be given at the same time')
+            warnings.warn(
+                'pretrained is deprecated, use init_cfg=dict(type="Pretrained", checkpoint=...)', stacklevel=3
+            )
+            init_cfg = dict(type='Pretrained', checkpoint=pretrained)
+        super().__init__(self.default_init_cfg if init_cfg is None else init_cfg)
+        n = num_stages
+        self.num_stages, self.frozen_stages, self.norm_eval = n, frozen_stages, norm_eval
+        self.out_indices = (n - 1,) if out_indices is None else tuple(out_indices)
+        self.with_se = (with_se,) * n if isinstance(with_se, bool) else tuple(with_se)
+        self.se_cfg = dict(ratio=se_ratio, **(se_cfg or {}))
+        self.with_cp = with_cp
+        self.stage_names: list[str] = []
+        if not self.out_indices or not set(self.out_indices) <= set(range(n)):
+            raise ValueError(f'out_indices={self.out_indices}: choose from 0 to {n - 1} (num_stages={n})')
+        if frozen_stages not in range(-1, n + 1):
+            raise ValueError(f'frozen_stages={frozen_stages!r}: choose -1 to {n} (num_stages={n})')
+        if len(self.with_se) != n:
+            raise ValueError(f'with_se={self.with_se} has {len(self.with_se)} entries for num_stages={n}: give {n}')
+
+    def se_layer(self, stage: int, channels: int) -> nn.Module:
+        """SE for a stage; where ``with_se`` is False, Identity."""
+        return SELayer(channels, **self.se_cfg) if self.with_se[stage] else nn.Identity()
+
+    def add_stage(self, blocks: list[nn.Module], name: str = 'stage') -> None:
+        self.stage_names.append(f'{name}{len(self.stage_names) + 1}')
+        self.add_module(self.stage_names[-1], Stage(*blocks, with_cp=self.with_cp))
+        self.freeze_stages()
+
+    def stem_modules(self) -> list[nn.Module]:
+        return [self.stem]
+
+    def run_stem(self, x: Tensor) -> Tensor:
+        return self.stem(x)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(N, in_channels, H, W) to one feature map for each of ``out_indices``."""
+        x = self.run_stem(x)
+        outs = []
+        for i, name in enumerate(self.stage_names[: max(self.out_indices) + 1]):
+            x = getattr(self, name)(x)
+            if i in self.out_indices:
+                outs.append(x)
+        return tuple(outs)
+
+    def freeze_stages(self) -> None:
+        frozen = self.stem_modules() if self.frozen_stages >= 0 else []
+        frozen += [getattr(self, name) for name in self.stage_names[: max(self.frozen_stages, 0)]]
+        for module in frozen:
+            module.eval()
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Set training mode; frozen stages, and with ``norm_eval`` all batch norms, stay in eval."""
+        super().train(mode)
+        self.freeze_stages()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def init_weights(self) -> None:
+        """Initialise; says so when frozen parts or batch norms will stay at random values."""
+        super().init_weights()
+        cfgs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg]
+        if not any(cfg.get('type') == 'Pretrained' for cfg in cfgs):
+            frozen = [k for k, v in (('norm_eval', self.norm_eval), ('frozen_stages', self.frozen_stages >= 0)) if v]
+            if frozen:
+                print_log(
+                    f'{type(self).__name__} starts from random weights with {" and ".join(frozen)} set: frozen layers '
+                    'and batch norm statistics will not learn. Give init_cfg a pretrained checkpoint, or set '
+                    'norm_eval=False, frozen_stages=-1.',
+                    logger='current',
+                    level=logging.WARNING,
+                )
