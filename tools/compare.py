@@ -79,7 +79,9 @@ def cells(row: dict, baseline: dict, columns: tuple[str, ...]) -> list[str]:
             text += f' ({value - reference:+.1f})'
         texts.append(text)
     shown = [
-        f'{name} {row["paper"][name]}' for name in ('AP', 'AP50', 'top1', 'top5', 'GFLOPs') if name in row['paper']
+        f'{name} {row["paper"][name]}'
+        for name in ('AP', 'AP50', 'top1', 'top5', 'params', 'GFLOPs')
+        if name in row['paper']
     ]
     return [*texts, ', '.join(shown) or '-']
 

@@ -10,11 +10,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from se_mm.engine.preflight import build_model, check_scope, leaf_datasets, type_name
 
+SMALL_IMAGES = ('CIFAR10', 'CIFAR100', 'SVHN')  # 32x32
+
 
 def test_shape(cfg: Config) -> tuple[int, int]:
     """Height and width of a test image, from the last transform of the config that sets a size."""
     shape = (224, 224)
     for dataset in leaf_datasets(cfg.get('test_dataloader', {}).get('dataset')):
+        if type_name(dataset) in SMALL_IMAGES:
+            shape = (32, 32)
         for transform in dataset.get('pipeline', []):
             size = transform.get('crop_size') or transform.get('scale')
             if type_name(transform) == 'CenterCrop':

@@ -1,0 +1,2 @@
+_base_ = '../_base_/ablation.py'
+model = dict(backbone=dict(with_se=(True, False, False, False)))

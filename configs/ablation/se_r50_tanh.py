@@ -1,0 +1,2 @@
+_base_ = '../_base_/ablation.py'
+model = dict(backbone=dict(se_cfg=dict(act_cfg=(dict(type='ReLU'), dict(type='Tanh')))))

@@ -1,0 +1,2 @@
+_base_ = './r110_cifar10.py'
+model = dict(backbone=dict(with_se=True))

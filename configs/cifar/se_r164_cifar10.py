@@ -1,0 +1,2 @@
+_base_ = './r164_cifar10.py'
+model = dict(backbone=dict(with_se=True))

@@ -1,0 +1,2 @@
+_base_ = './wrn16_8_cifar10.py'
+model = dict(backbone=dict(with_se=True))

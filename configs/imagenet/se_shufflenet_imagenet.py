@@ -1,0 +1,2 @@
+_base_ = './shufflenet_imagenet.py'
+model = dict(backbone=dict(with_se=True))

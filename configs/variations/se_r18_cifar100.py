@@ -1,0 +1,2 @@
+_base_ = './r18_cifar100.py'
+model = dict(backbone=dict(with_se=True))

@@ -1,0 +1,2 @@
+_base_ = './cnn_cifar10.py'
+model = dict(backbone=dict(with_se=True, se_cfg=dict(variant='slow_squeeze')))
