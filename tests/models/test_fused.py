@@ -269,7 +269,7 @@ def detector_losses(model, steps):
 
 
 def test_training_curves_of_faster_rcnn_with_frozen_batch_norm():
-    """Fused and plain stay as close as plain does to itself with operations in another order."""
+    """Fused and plain stay as close as plain does to itself with other convolution algorithms."""
     config = Path(__file__).resolve().parents[2] / 'configs' / 'quickstart' / 'faster_rcnn_se_r18_shapes.py'
     curves = {}
     for name, fused in (('plain', False), ('reordered', False), ('fused', 'torch')):
@@ -277,11 +277,10 @@ def test_training_curves_of_faster_rcnn_with_frozen_batch_norm():
         torch.manual_seed(0)
         model = build_model(cfg)
         model.init_weights()
-        if name == 'reordered':
-            model = model.to(memory_format=torch.channels_last)
         model.train()
         assert not model.backbone.layer2[0].bn2.training
-        curves[name] = detector_losses(model, 200)
+        with torch.backends.mkldnn.flags(enabled=name != 'reordered'):
+            curves[name] = detector_losses(model, 200)
     assert curves['plain'][-15:].mean() < 0.8 * curves['plain'][:5].mean()  # it learns
     distance = {name: (curves[name] - curves['plain']).abs().mean().item() for name in ('reordered', 'fused')}
-    assert distance['fused'] < 3 * distance['reordered'] + 1e-3, distance
+    assert distance['fused'] < 3 * distance['reordered'] + 1e-4, distance
