@@ -22,4 +22,6 @@ train_cfg = dict(by_epoch=True, max_epochs=164, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()
 auto_scale_lr = dict(base_batch_size=128, enable=False)
+# Batch norms see one process' images each: averaged statistics are what validation and checkpoints get.
+custom_hooks = [dict(type='SyncBuffersHook')]
 default_hooks = dict(checkpoint=dict(interval=1, max_keep_ckpts=3, save_best='error/top1', rule='less'))

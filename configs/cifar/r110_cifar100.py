@@ -1,9 +1,6 @@
-_base_ = '../_base_/cifar100.py'
-model = dict(
-    backbone=dict(type='se_mm.SEResNetCIFAR', arch='resnet110', with_se=False),
-)
-# 110 layers start with lr 0.01 for 400 steps.
-param_scheduler = [
-    dict(type='ConstantLR', factor=0.1, by_epoch=False, begin=0, end=400),
-    dict(type='MultiStepLR', by_epoch=True, milestones=[82, 123], gamma=0.1),
-]
+_base_ = './r110_cifar10.py'
+model = dict(head=dict(num_classes=100))
+data_preprocessor = dict(num_classes=100, mean=[129.304, 124.070, 112.434], std=[68.170, 65.392, 70.418])
+train_dataloader = dict(dataset=dict(type='CIFAR100', data_root='data/cifar100'))
+val_dataloader = dict(dataset=dict(type='CIFAR100', data_root='data/cifar100'))
+test_dataloader = val_dataloader

@@ -1,9 +1,6 @@
-_base_ = '../_base_/cifar100.py'
-model = dict(
-    backbone=dict(type='se_mm.SEResNetCIFAR', arch='wrn16_8', with_se=False),
-    head=dict(in_channels=512),
-)
-# Recipe of wide residual networks (arXiv 1605.07146).
-optim_wrapper = dict(optimizer=dict(weight_decay=5e-4, nesterov=True))
-param_scheduler = dict(milestones=[60, 120, 160], gamma=0.2)
-train_cfg = dict(max_epochs=200)
+_base_ = './wrn16_8_cifar10.py'
+model = dict(head=dict(num_classes=100))
+data_preprocessor = dict(num_classes=100, mean=[129.304, 124.070, 112.434], std=[68.170, 65.392, 70.418])
+train_dataloader = dict(dataset=dict(type='CIFAR100', data_root='data/cifar100'))
+val_dataloader = dict(dataset=dict(type='CIFAR100', data_root='data/cifar100'))
+test_dataloader = val_dataloader

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 
+import torch
 import torch.utils.checkpoint as cp
 from mmengine.logging import print_log
 from mmengine.model import BaseModule, Sequential
@@ -24,7 +25,7 @@ class Stage(Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self:
-            recompute = self.with_cp and x.requires_grad
+            recompute = self.with_cp and torch.is_grad_enabled()
             x = cp.checkpoint(block, x, use_reentrant=False) if recompute else block(x)
         return x
 
@@ -80,10 +81,12 @@ class Backbone(BaseModule):
         n = num_stages
         self.num_stages, self.frozen_stages, self.norm_eval = n, frozen_stages, norm_eval
         self.out_indices = (n - 1,) if out_indices is None else tuple(out_indices)
-        self.with_se = (with_se,) * n if isinstance(with_se, bool) else tuple(with_se)
-        self.se_cfg = dict(ratio=se_ratio, **(se_cfg or {}))
+        self.with_se = tuple(with_se) if isinstance(with_se, Sequence) else (bool(with_se),) * n
+        self.se_cfg = dict(se_cfg or {}, ratio=se_ratio)
         self.with_cp = with_cp
         self.stage_names: list[str] = []
+        if 'ratio' in (se_cfg or {}):
+            raise ValueError('se_cfg has a ratio: give it as se_ratio')
         if not self.out_indices or not set(self.out_indices) <= set(range(n)):
             raise ValueError(f'out_indices={self.out_indices}: choose from 0 to {n - 1} (num_stages={n})')
         if frozen_stages not in range(-1, n + 1):

@@ -18,6 +18,13 @@ SE_POSITIONS = ('standard', 'pre', 'post', 'identity', '3x3')
 FUSED_SE = (True, False, 'torch', 'triton')
 
 
+def check_se_position(se_position: str | None, bottleneck: bool) -> None:
+    if se_position not in (None, *SE_POSITIONS):
+        raise ValueError(f'se_position={se_position!r}: choose one of {SE_POSITIONS}')
+    if se_position == '3x3' and not bottleneck:
+        raise ValueError("se_position='3x3' needs bottlenecks: depths 18 and 34 have none")
+
+
 def check_fused_se(fused_se: bool | str) -> None:
     if fused_se not in FUSED_SE:
         raise ValueError(f'fused_se={fused_se!r}: choose one of {FUSED_SE}')
@@ -112,6 +119,7 @@ class SEBlock(BaseModule):
         self.width = planes if groups == 1 else planes * base_width // base_channels * groups
         self.fused_se, self.se_position = fused_se, se_position
 
+        check_se_position(se_position, bottleneck=self.expansion > 1)
         self.layers = []  # names of each convolution, its norm and what follows
         for i, (in_channels, out_channels, conv_kwargs) in enumerate(self.branch_convs(), 1):
             cfg = conv_cfg
@@ -137,10 +145,6 @@ class SEBlock(BaseModule):
         raise NotImplementedError
 
     def _se_channels(self) -> int:
-        if self.se_position not in SE_POSITIONS:
-            raise ValueError(f'se_position={self.se_position!r}: choose one of {SE_POSITIONS}')
-        if self.se_position == '3x3' and self.expansion == 1:
-            raise ValueError("se_position='3x3' needs bottlenecks: depths 18 and 34 have none")
         return {'pre': self.inplanes, '3x3': self.width}.get(self.se_position, self.planes * self.expansion)
 
     def _add_plugins(self, channels: int, plugins: list[dict] | None, position: str) -> list[str]:

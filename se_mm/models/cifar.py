@@ -40,7 +40,7 @@ class PreActBlock(BaseModule):
 
     Args:
         in_channels, out_channels: channels.
-        stride: of the first 3x3 convolution.
+        stride: of the first convolution, in bottlenecks the 1x1 as in the authors' code.
         kernels: of the convolutions, (3, 3), or (1, 3, 1) for a bottleneck of a quarter of the channels.
         se_layer: SE for a number of channels.
         norm_cfg: config of the norms.
@@ -59,7 +59,7 @@ class PreActBlock(BaseModule):
         width = out_channels if len(kernels) == 2 else out_channels // 4
         widths = [in_channels, *[width] * (len(kernels) - 1), out_channels]
         for i, kernel in enumerate(kernels):
-            step = stride if i == kernels.index(3) else 1
+            step = stride if i == 0 else 1
             conv = nn.Conv2d(widths[i], widths[i + 1], kernel, step, kernel // 2, bias=False)
             self.add_module(f'norm{i + 1}', build_norm_layer(norm_cfg, widths[i])[1])
             self.add_module(f'conv{i + 1}', conv)
@@ -108,8 +108,12 @@ class SEResNetCIFAR(Backbone):
         **kwargs,
     ) -> None:
         arch = self.arch_settings.get(arch, arch) if isinstance(arch, str) else arch
-        if not isinstance(arch, dict) or arch.get('block') not in self.kernels:
-            raise ValueError(f'arch={arch!r}: choose one of {sorted(self.arch_settings)}, or give a dict with block')
+        complete = isinstance(arch, dict) and {'block', 'blocks', 'width'} == set(arch)
+        if not complete or arch['block'] not in self.kernels:
+            raise ValueError(
+                f'arch={arch!r}: choose one of {sorted(self.arch_settings)}, or give a dict with block '
+                f'({", ".join(self.kernels)}), blocks and width'
+            )
         check_fused_se(fused_se)
         super().__init__(3, **kwargs)
         basic = arch['block'] == 'basic'
@@ -153,7 +157,7 @@ class SECNN(Backbone):
     def __init__(self, num_classes: int | None = 10, in_channels: int = 3, with_se: bool = True, **kwargs) -> None:
         super().__init__(1, with_se=with_se, **kwargs)
         self.stem = nn.Sequential(ConvModule(in_channels, 32, 3, padding=1), nn.MaxPool2d(2))
-        second = self.se_layer(0, 32) if with_se else ConvModule(32, 32, 3, padding=1)
+        second = self.se_layer(0, 32) if self.with_se[0] else ConvModule(32, 32, 3, padding=1)
         self.add_stage([second, nn.MaxPool2d(2), ConvModule(32, 64, 3, padding=1)])
         self.classifier = None
         if num_classes is not None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from mmcv.cnn import build_conv_layer, build_norm_layer
+from mmcv.cnn import build_activation_layer, build_conv_layer, build_norm_layer
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from se_mm.registry import MODELS
 
 from .base import Backbone
-from .blocks import SEBasicBlock, SEBottleneck, SENetBottleneck, check_fused_se
+from .blocks import SEBasicBlock, SEBottleneck, SENetBottleneck, check_fused_se, check_se_position
 
 PLUGIN_POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3')
 
@@ -49,7 +49,7 @@ class SEResNet(Backbone):
         plugins: dicts with ``cfg``, ``position`` ('after_conv1' to 'after_conv3') and optionally
             ``stages``, see mmdet's ResNet. Those after the last convolution come before SE.
         with_cp: recompute blocks in backward instead of storing their activations.
-        zero_init_residual: initialise the last norm of every branch with 0.
+        zero_init_residual: initialise the last norm of every branch with 0; not with gates that are 0 at 0.
         pretrained: deprecated path of a checkpoint, use ``init_cfg``.
         init_cfg: initialisation config; None for He initialisation.
         drop_path_rate: stochastic depth, rising linearly from 0 to this rate at the last block.
@@ -115,7 +115,7 @@ class SEResNet(Backbone):
         self.depth, self.style, self.deep_stem = depth, style, deep_stem
         self.strides, self.dilations = strides, dilations
         self.conv_cfg, self.norm_cfg = conv_cfg, norm_cfg
-        self._check_arguments(dcn, stage_with_dcn, plugins, drop_path_rate, fused_se)
+        self._check_arguments(dcn, stage_with_dcn, plugins, drop_path_rate, fused_se, se_position, zero_init_residual)
 
         self.block, stage_blocks = self.arch_settings[depth]
         self.stage_blocks = stage_blocks[:num_stages]
@@ -175,6 +175,8 @@ class SEResNet(Backbone):
         plugins: list[dict] | None,
         drop_path_rate: float,
         fused_se: bool | str,
+        se_position: str,
+        zero_init_residual: bool,
     ) -> None:
         name, n = type(self).__name__, self.num_stages
         if self.depth not in self.arch_settings:
@@ -191,8 +193,14 @@ class SEResNet(Backbone):
             raise ValueError(f"style={self.style!r}: choose 'pytorch' or 'caffe'")
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate={drop_path_rate}: choose a rate from 0 to below 1')
-        check_fused_se(fused_se)
         basic = self.arch_settings[self.depth][0] is SEBasicBlock
+        check_fused_se(fused_se)
+        check_se_position(se_position, bottleneck=not basic)
+        if zero_init_residual and any(self.with_se) and se_position == 'standard' and self._gate_of_zero() == 0:
+            raise ValueError(
+                'branches that start at 0 never train with a gate that is 0 there: set zero_init_residual=False, '
+                f'or another gate than that of se_cfg.act_cfg={self.se_cfg["act_cfg"]}'
+            )
         if basic and dcn is not None:
             raise ValueError(f'dcn needs bottlenecks: depth {self.depth} has none, choose 50, 101 or 152')
         positions = PLUGIN_POSITIONS[:2] if basic else PLUGIN_POSITIONS
@@ -202,6 +210,10 @@ class SEResNet(Backbone):
             stages = plugin.get('stages')
             if stages is not None and len(stages) != n:
                 raise ValueError(f'plugin stages={tuple(stages)} has {len(stages)} entries for num_stages={n}')
+
+    def _gate_of_zero(self) -> float:
+        act_cfg = self.se_cfg.get('act_cfg')
+        return build_activation_layer(act_cfg[1])(torch.zeros(1)).item() if act_cfg else 0.5
 
     def _make_stem(self, in_channels: int, stem_channels: int, ceil_mode: bool) -> None:
         def conv(cin: int, cout: int, kernel: int, stride: int) -> nn.Module:

@@ -76,7 +76,7 @@ class SELayer(BaseModule):
         init_cfg: initialisation config.
 
     Raises:
-        ValueError: unknown variant or squeeze; the squeezed width would be less than one channel.
+        ValueError: unknown variant or squeeze; not two activations; the squeezed width would be less than one channel.
     """
 
     def __init__(
@@ -100,6 +100,8 @@ class SELayer(BaseModule):
             if not 1 <= ratio <= channels:
                 raise ValueError(f'se_ratio={ratio} leaves no channel of {channels}: choose 1 to {channels}')
             squeeze_channels = squeezed_width(channels, ratio, divisor)
+        if isinstance(act_cfg, dict) or len(act_cfg) != 2:
+            raise ValueError(f'act_cfg={act_cfg!r} of SE: give two configs, of the activation and of the gate')
         act, gate = act_cfg
         self.squeeze = SQUEEZES[squeeze]()
         self.layers = []

@@ -68,5 +68,7 @@ class SEVGG(Backbone):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(N, in_channels, H, W) to feature maps, or to a tuple of logits (N, num_classes)."""
+        if self.classifier is not None and x.shape[2:] != (224, 224):
+            raise ValueError(f'images of {tuple(x.shape[2:])}: the fully connected layers of SEVGG take 224x224')
         outs = super().forward(x)
         return outs if self.classifier is None else (self.classifier(outs[-1]),)

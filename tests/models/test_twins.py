@@ -137,7 +137,7 @@ class FunctionalCIFAR:
                 if block == 'basic':
                     x = self.basic(name, x, stride, channels)
                 else:
-                    strides = (stride, 1) if block == 'preact' else (1, stride, 1)
+                    strides = (stride, 1) if block == 'preact' else (stride, 1, 1)
                     x = self.preact(name, x, stride, channels, strides)
         return x if block == 'basic' else self.norm(f'stage3.{blocks}.0', x).relu()
 

@@ -44,7 +44,7 @@ STRIDES = dict(
 
 def build(name, seed=0, **kwargs):
     torch.manual_seed(seed)
-    model = MODELS.build({**TINY[name], **kwargs})
+    model = MODELS.build({**TINY[name], **kwargs, 'type': f'se_mm.{TINY[name]["type"]}'})
     model.init_weights()
     return model
 
@@ -221,6 +221,8 @@ def test_variants_of_the_layer(name, se_cfg):
         (dict(se_cfg=dict(variant='deep')), 'variant'),
         (dict(se_cfg=dict(squeeze='min')), 'squeeze'),
         (dict(se_ratio=100000), 'se_ratio'),
+        (dict(se_cfg=dict(ratio=8)), 'give it as se_ratio'),
+        (dict(se_cfg=dict(act_cfg=dict(type='ReLU'))), 'two configs'),
     ],
     ids=str,
 )
@@ -261,6 +263,36 @@ def test_folding_of_batch_norm(name):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize('gate', ['Sigmoid', 'ReLU', 'Tanh'])
+@pytest.mark.parametrize('zero_init', [True, False])
+def test_gates_train(gate, zero_init):
+    """Every branch learns; with norms and gates that both start at 0 none would, which is refused."""
+    options = dict(se_cfg=dict(act_cfg=(dict(type='ReLU'), dict(type=gate))), zero_init_residual=zero_init, se_ratio=4)
+    if zero_init and gate != 'Sigmoid':
+        with pytest.raises(ValueError, match='zero_init_residual=False'):
+            build('SEResNet', **options)
+        return
+    model = build('SEResNet', **options).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for _ in range(2):
+        optimizer.zero_grad()
+        sum((out * out.detach().sin()).mean() for out in model(image(4))).backward()
+        optimizer.step()
+    dead = [key for key, p in model.named_parameters() if key.endswith('conv2.weight') and not p.grad.any()]
+    assert not dead
+
+
+def test_blocks_are_recomputed():
+    """Also the first one of a network without stem, whose input needs no gradient."""
+    model = build('SEVGG', with_cp=True).train()
+    calls = []
+    for module in model.modules():
+        if isinstance(module, SELayer):
+            module.register_forward_pre_hook(lambda *_: calls.append(1))
+    loss_of(model(image(1))).backward()
+    assert len(calls) == 2 * sum(isinstance(module, SELayer) for module in model.modules())
+
+
 def test_positions():
     """Where SE stands, from the units of one network with the same weights."""
     x = image(1, 64, 64, dtype=torch.float64)
@@ -282,6 +314,6 @@ def test_positions():
         torch.testing.assert_close(block(features), expected)
         assert (block.why_not_fused() is None) == (position == 'standard')
     with pytest.raises(ValueError, match='se_position'):
-        build('SEResNet', se_position='middle')
+        build('SEResNet', se_position='middle', with_se=False)
     with pytest.raises(ValueError, match='bottlenecks'):
         build('SEResNet', se_position='3x3')
