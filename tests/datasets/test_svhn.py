@@ -20,7 +20,7 @@ def write(folder, images=7, split='train', **changes):
 
 def test_images_and_labels(tmp_path):
     content = write(tmp_path, images=12, split='test')
-    dataset = DATASETS.build(dict(type='SVHN', data_root=str(tmp_path), split='test', test_mode=True))
+    dataset = DATASETS.build(dict(type='se_mm.SVHN', data_root=str(tmp_path), split='test', test_mode=True))
     assert len(dataset) == 12 and dataset.metainfo['classes'] == tuple('0123456789')
     for i in range(12):
         item = dataset[i]
