@@ -1,6 +1,2 @@
-_base_ = './r164_cifar10.py'
-model = dict(head=dict(num_classes=100))
-data_preprocessor = dict(num_classes=100, mean=[129.304, 124.070, 112.434], std=[68.170, 65.392, 70.418])
-train_dataloader = dict(dataset=dict(type='CIFAR100', data_root='data/cifar100'))
-val_dataloader = dict(dataset=dict(type='CIFAR100', data_root='data/cifar100'))
-test_dataloader = val_dataloader
+_base_ = './r110_cifar100.py'
+model = dict(backbone=dict(arch='resnet164'), head=dict(in_channels=256))
