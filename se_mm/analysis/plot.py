@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from se_mm.utils import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,9 +50,8 @@ def draw_costs(rows: list[Row], path: Path) -> None:
         axes[0].set(ylabel='plain ResNet = 1')
         axes[0].legend(fontsize='small')
     figure.suptitle(f'SE-ResNet against ResNet: {rows[0]["device"]}, {rows[0]["threads"]} threads', fontsize='medium')
-    partial = path.with_name(f'.{path.name}')
-    figure.savefig(partial, dpi=110, format='png')
-    os.replace(partial, path)
+    with written_whole(path) as partial:
+        figure.savefig(partial, dpi=110, format='png')
 
 
 def _usual(rows: list[Row], key: str) -> str:

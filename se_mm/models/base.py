@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -45,7 +44,6 @@ class Backbone(BaseModule):
         with_se: whether stages have SE, one value for each or one for all; False gives the plain network.
         se_ratio: reduction ratio r of SE.
         se_cfg: further arguments of :class:`SELayer`, e.g. ``dict(variant='bump')``.
-        pretrained: deprecated, use ``init_cfg``.
         init_cfg: initialisation config, None for that of the family's paper.
 
     Raises:
@@ -67,16 +65,8 @@ class Backbone(BaseModule):
         with_se: bool | Sequence[bool] = True,
         se_ratio: int = 16,
         se_cfg: dict | None = None,
-        pretrained: str | None = None,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        if pretrained is not None:
-            if init_cfg is not None:
-                raise ValueError('init_cfg and pretrained cannot be given at the same time')
-            warnings.warn(
-                'pretrained is deprecated, use init_cfg=dict(type="Pretrained", checkpoint=...)', stacklevel=3
-            )
-            init_cfg = dict(type='Pretrained', checkpoint=pretrained)
         super().__init__(self.default_init_cfg if init_cfg is None else init_cfg)
         n = num_stages
         self.num_stages, self.frozen_stages, self.norm_eval = n, frozen_stages, norm_eval

@@ -6,6 +6,7 @@ Arguments are those of mmdet's ResNet and ResNeXt; parameters are named as in mm
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -109,8 +110,15 @@ class SEResNet(Backbone):
         fused_se: bool | str = True,
         stem_pool_ceil_mode: bool = False,
     ) -> None:
+        if pretrained is not None:
+            if init_cfg is not None:
+                raise ValueError('init_cfg and pretrained cannot be given at the same time')
+            warnings.warn(
+                'pretrained is deprecated, use init_cfg=dict(type="Pretrained", checkpoint=...)', stacklevel=2
+            )
+            init_cfg = dict(type='Pretrained', checkpoint=pretrained)
         super().__init__(
-            num_stages, out_indices, frozen_stages, norm_eval, with_cp, with_se, se_ratio, se_cfg, pretrained, init_cfg
+            num_stages, out_indices, frozen_stages, norm_eval, with_cp, with_se, se_ratio, se_cfg, init_cfg
         )
         self.depth, self.style, self.deep_stem = depth, style, deep_stem
         self.strides, self.dilations = strides, dilations
@@ -120,7 +128,7 @@ class SEResNet(Backbone):
         self.block, stage_blocks = self.arch_settings[depth]
         self.stage_blocks = stage_blocks[:num_stages]
         block_init_cfg = None
-        if init_cfg is None and pretrained is None and zero_init_residual:
+        if init_cfg is None and zero_init_residual:
             last_norm = 'norm2' if self.block.expansion == 1 else 'norm3'
             block_init_cfg = dict(type='Constant', val=0, override=dict(name=last_norm))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -15,16 +17,23 @@ class InputError(ValueError):
     """
 
 
-def write_json(path: str | os.PathLike, content: object) -> None:
-    """Write ``content`` as JSON beside ``path``, then rename: readers never see half a file."""
+@contextmanager
+def written_whole(path: str | os.PathLike) -> Iterator[Path]:
+    """A path beside ``path`` to write to, renamed in the end: readers never see half a file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
-        partial.write_text(json.dumps(content, indent=2) + '\n')
+        yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, content: object) -> None:
+    """Write ``content`` as JSON."""
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + '\n')
 
 
 def sha256(path: str | os.PathLike) -> str:
