@@ -90,20 +90,22 @@ def normalise(
     return torch.stack([mean, z, scale.expand_as(z)]), z, m, invstd, total
 
 
-def affine(x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """scale * (x - mean) + shift for every row; a new tensor."""
+def affine(x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor | None = None) -> Tensor:
+    """scale * (x - mean) + shift for every row, ``mean`` None for 0; a new tensor."""
     if torch.compiler.is_compiling() or not x.is_contiguous():
-        return (x - to_map(mean)).mul_(to_map(scale)).add_(to_map(shift))
+        scaled = x * to_map(scale) if mean is None else (x - to_map(mean)).mul_(to_map(scale))
+        return scaled.add_(to_map(shift))
     # Batch norm with given statistics is this in one pass, over the channels of an image: here rows.
     rows = x.view(1, -1, *x.shape[2:])
-    scale, shift, mean = (t.flatten() for t in (scale, shift, mean))
+    scale, shift = scale.flatten(), shift.flatten()
+    mean = torch.zeros_like(scale) if mean is None else mean.flatten()
     return torch.batch_norm(rows, scale, shift, mean, torch.ones_like(mean), False, 0.0, 0.0, False).view_as(x)
 
 
 def excite(x: Tensor, vectors: Tensor, gates: Tensor, identity: Tensor) -> Tensor:
     """relu(gates * y + identity), where y = scale * (x - mean) + z is x after batch norm."""
     mean, z, scale = vectors
-    return affine(x, mean, scale * gates, z * gates).add_(identity).relu_().to(x.dtype)
+    return affine(x, scale * gates, z * gates, mean).add_(identity).relu_().to(x.dtype)
 
 
 def masked_sums(grad: Tensor, out: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,7 +168,6 @@ def coefficients(
 
 def input_gradient(g: Tensor, x: Tensor, mean: Tensor, k: Tensor) -> Tensor:
     """k0 * g + k1 + k2 * (x - mean), without the last term if k has no k2."""
-    k0 = to_map(k[0])
     if len(k) == 2:
-        return (g * k0).add_(to_map(k[1])).to(x.dtype)
-    return affine(x, mean, k[2], k[1]).addcmul_(g, k0).to(x.dtype)
+        return affine(g, k[0], k[1]).to(x.dtype)
+    return affine(x, k[2], k[1], mean).addcmul_(g, to_map(k[0])).to(x.dtype)
