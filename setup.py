@@ -16,6 +16,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['se_mm', 'se_mm.*']),
+    package_data={'se_mm.checkpoints': ['published.yml']},
     python_requires='>=3.10',
     # mmengine and mmcv are needed too, but exist as two sets of distributions with the same import
     # names: requiring one would overwrite the other. Importing se_mm checks what is installed.
@@ -23,8 +24,12 @@ setup(
         'torch>=2.5',  # safe_globals, to read checkpoints without running code
         'numpy>=1.26',  # numpy._core, in checkpoints of NumPy 2
         'packaging',  # comparing versions
+        'safetensors',  # a format of weights
+        'filelock',  # one download for all processes of a machine
     ],
     extras_require={
+        'weights': ['timm>=1.0', 'protobuf>=4.22'],  # timm:// and Caffe's files
+        'onnx': ['onnx>=1.16', 'onnxscript>=0.2', 'onnxruntime>=1.17'],
         # the maintained fork
         'onedl': [
             'onedl-mmengine>=0.10.8,<1.0',

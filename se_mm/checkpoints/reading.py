@@ -3,52 +3,28 @@
 from __future__ import annotations
 
 import os
-import pickle
-import re
 from pathlib import Path
 
-import numpy as np
-import torch
-from mmengine.logging import HistoryBuffer
-from numpy._core.multiarray import _reconstruct, scalar
-from packaging.version import Version
 from torch import Tensor, nn
 
 from se_mm.utils import InputError
 
+from .files import RefusedError, kind_of, read_torch
 
-def _read_attribute(owner: type, name: str) -> object:
-    if owner is not HistoryBuffer or name.startswith('_'):
-        raise pickle.UnpicklingError(f'attribute {name!r} of {owner!r} is not allowed')
-    return getattr(owner, name)
-
-
-# MMEngine's checkpoints call getattr to name HistoryBuffer's methods; they get this instead.
-_read_attribute.__module__, _read_attribute.__qualname__ = 'builtins', 'getattr'
-_read_attribute.__name__ = 'getattr'
-
-# What MMEngine writes beside the weights: its training log and the state of its random generators.
-SAFE_GLOBALS = [
-    HistoryBuffer,
-    slice,
-    _read_attribute,
-    _reconstruct,
-    scalar,
-    np.ndarray,
-    np.dtype,
-    *(type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'uint32', 'uint8')),
-]
-if Version(torch.__version__) >= Version('2.6'):
-    # Checkpoints written with NumPy 1 and read with NumPy 2, or the reverse. torch 2.5 has no aliases.
-    SAFE_GLOBALS += [
-        (function, f'numpy.{core}.multiarray.{function.__name__}')
-        for function in (_reconstruct, scalar)
-        for core in ('core', '_core')
-    ]
+# Under which keys projects save weights beside other things.
+WEIGHTS_KEYS = ('state_dict', 'model', 'model_state_dict', 'net', 'state_dict_ema')
 
 
-def read_checkpoint(path: str | os.PathLike) -> dict:
-    """Load a ``.pth`` checkpoint to the CPU; only tensors and plain data are accepted.
+def read_checkpoint(path: str | os.PathLike, unsafe_pickle: bool = False) -> dict:
+    """Load a checkpoint to the CPU; only tensors and plain data are accepted.
+
+    The kind of file is told from its content: torch (.pth), safetensors, Caffe (.caffemodel),
+    PaddlePaddle (.pdparams), MXNet (.params). torch and safetensors files are mapped into memory,
+    not read into it.
+
+    Args:
+        path: the file.
+        unsafe_pickle: let a torch file run whatever code it holds.
 
     Returns:
         The dict that was saved, with the weights under ``state_dict``.
@@ -59,25 +35,35 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     path = Path(path)
     if not path.is_file():
         raise InputError(f'checkpoint {path} does not exist')
+    if path.stat().st_size == 0:
+        raise InputError(f'checkpoint {path} is empty: copy or download it again')
+    read = kind_of(path)
+    if read is None:
+        raise InputError(
+            f'checkpoint {path} is damaged or no checkpoint: its content is none of torch, safetensors, Caffe, '
+            'PaddlePaddle and MXNet'
+        )
     try:
-        torch.serialization.add_safe_globals(SAFE_GLOBALS)  # for good: MMEngine will read the same file
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # reading arbitrary bytes can fail in any way
+        checkpoint = read(path, unsafe_pickle) if read is read_torch else read(path)
+    except RefusedError as error:
+        raise InputError(
+            f'checkpoint {path} is refused: it holds objects other than tensors and plain data, which could run '
+            f'code when loaded ({error}). Have its state_dict saved alone, or, if you trust whoever wrote it, see '
+            '--unsafe-pickle'
+        ) from error
+    except ImportError as error:
+        raise InputError(f"checkpoint {path} needs {error.name}: pip install 'se_mm[weights]'") from error
+    except (Exception, MemoryError) as error:  # reading arbitrary bytes can fail in any way
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        if isinstance(error, pickle.UnpicklingError) and re.search('Unsupported global|not allowed', str(error)):
-            raise InputError(
-                f'checkpoint {path} is refused: it holds objects other than tensors and plain data, which could run '
-                f'code when loaded ({reason}). Save its state_dict alone and load that.'
-            ) from error
         raise InputError(
             f'checkpoint {path} is damaged or no checkpoint: copy or download it again ({reason})'
         ) from error
-    if isinstance(checkpoint, dict) and 'state_dict' not in checkpoint:
-        checkpoint = dict(state_dict=checkpoint)
-    weights = checkpoint.get('state_dict') if isinstance(checkpoint, dict) else None
+    weights = checkpoint
+    if isinstance(checkpoint, dict):
+        weights = next((checkpoint[key] for key in WEIGHTS_KEYS if isinstance(checkpoint.get(key), dict)), checkpoint)
     if not isinstance(weights, dict) or not weights or not all(isinstance(w, Tensor) for w in weights.values()):
         raise InputError(f'checkpoint {path} holds no weights: expected a state_dict of tensors')
-    return checkpoint
+    return dict({} if weights is checkpoint else checkpoint, state_dict=weights)
 
 
 def check_fit(weights: dict[str, Tensor], model: nn.Module, path: str, strict: bool = True) -> None:

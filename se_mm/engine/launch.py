@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmengine.dist import all_gather_object, init_dist, is_distributed
 from packaging.version import Version
 
-from se_mm.checkpoints.reading import SAFE_GLOBALS
+from se_mm.checkpoints.files import SAFE_GLOBALS
 from se_mm.utils import InputError
 
 
