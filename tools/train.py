@@ -56,7 +56,7 @@ def main():
     checkpoint = cfg.get('load_from')
     if cfg.get('resume') and checkpoint is None and Path(cfg.work_dir, 'last_checkpoint').is_file():
         checkpoint = find_latest_checkpoint(cfg.work_dir)
-    once_per_machine(lambda: check_config(cfg, training=True, checkpoint=checkpoint, strict=bool(cfg.get('resume'))))
+    once_per_machine(lambda: check_config(cfg, training=True, checkpoint=checkpoint))
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.train()
 

@@ -1,3 +1,23 @@
+from .architecture import arguments_of, constructor_arguments, expected_arguments
+from .formats import FORMATS, recognise
+from .loading import Report, backbone_weights, load_backbone, locate
 from .reading import check_fit, read_checkpoint
+from .writing import openmmlab_state, save_weights, timm_state, with_hash
 
-__all__ = ['check_fit', 'read_checkpoint']
+__all__ = [
+    'FORMATS',
+    'Report',
+    'arguments_of',
+    'backbone_weights',
+    'check_fit',
+    'constructor_arguments',
+    'expected_arguments',
+    'load_backbone',
+    'locate',
+    'read_checkpoint',
+    'recognise',
+    'openmmlab_state',
+    'save_weights',
+    'timm_state',
+    'with_hash',
+]

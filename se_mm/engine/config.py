@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mmengine.config import Config, DictAction
 
+from se_mm.checkpoints.files import allow_unsafe_pickle
 from se_mm.utils import InputError
 
 
@@ -15,6 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that training and evaluation share."""
     parser.add_argument('--work-dir', help='folder of everything that is written [./work_dirs/CONFIG]')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override the config')
+    parser.add_argument(
+        '--unsafe-pickle',
+        action='store_true',
+        help='DANGEROUS: let checkpoints run whatever code they hold, if you trust whoever wrote them',
+    )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by some launchers')
 
@@ -22,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Parse the command line; sets LOCAL_RANK where the launcher has not, as MMEngine expects."""
     args = parser.parse_args()
+    if args.unsafe_pickle:
+        allow_unsafe_pickle()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
 

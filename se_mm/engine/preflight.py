@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
+from pathlib import Path
 
 import torch
 from mmengine.config import Config
@@ -18,22 +19,22 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
-from se_mm.checkpoints import check_fit, read_checkpoint
+from se_mm.checkpoints import Report, check_fit, load_backbone, read_checkpoint, recognise
 from se_mm.datasets import Places365
+from se_mm.models.base import Backbone, loading_arguments
 from se_mm.utils import InputError
 
 SCOPES = ('mmdet', 'mmpretrain')
 CLASS_HEAD = re.compile(r'\.(bbox_head|mask_head|head)(\.\d+)?$')
 
 
-def check_config(cfg: Config, *, training: bool, checkpoint: str | None = None, strict: bool = True) -> None:
+def check_config(cfg: Config, *, training: bool, checkpoint: str | None = None) -> None:
     """Check the packages, the model, the checkpoints and the data that a config names.
 
     Args:
         cfg: the config, command line merged.
         training: look at the data of training and validation; otherwise of test.
         checkpoint: file that will be loaded or resumed from.
-        strict: whether all of the checkpoint must fit the model.
 
     Raises:
         InputError: the first thing that is wrong, with its remedy.
@@ -41,9 +42,9 @@ def check_config(cfg: Config, *, training: bool, checkpoint: str | None = None, 
     check_scope(cfg)
     model = build_model(cfg)
     if checkpoint is not None and '://' not in checkpoint:
-        check_fit(read_checkpoint(checkpoint)['state_dict'], model, checkpoint, strict)
+        check_checkpoint(checkpoint, model, training=training, resume=training and bool(cfg.get('resume')))
     if training:
-        check_pretrained(cfg.model)
+        check_pretrained(cfg.model, cfg.get('data_preprocessor'))
     checked = []
     for kind in ('train', 'val') if training else ('test',):
         datasets = list(leaf_datasets((cfg.get(f'{kind}_dataloader') or {}).get('dataset')))
@@ -91,25 +92,81 @@ def build_model(cfg: Config) -> nn.Module:
         raise InputError(f'{cfg.filename}: the model cannot be built: {reason}') from error
 
 
-def check_pretrained(model_cfg: dict, path: str = 'model') -> None:
-    """Read the local checkpoints that parts of the model are initialised from."""
+def check_checkpoint(path: str, model: nn.Module, *, training: bool, resume: bool) -> None:
+    """Read a checkpoint of the whole model; all of it must fit, unless training only starts from it."""
+    checkpoint = read_checkpoint(path)
+    if resume:
+        missing = sorted({'meta', 'message_hub', 'optimizer'} - set(checkpoint))
+        if missing:
+            raise InputError(
+                f'checkpoint {path} cannot be resumed, it has no {", ".join(missing)}: start from its weights with '
+                f'--cfg-options load_from={path}'
+            )
+        if 'config' in checkpoint['meta']:  # which MMEngine would run, and writes as cfg
+            raise InputError(f'checkpoint {path} is refused: its meta.config would be run as a program')
+    weights = checkpoint['state_dict']
+    try:
+        check_fit(weights, model, path, strict=resume or not training)
+    except InputError:
+        found = recognise(weights, path)
+        if found is None or not found.renamed:
+            raise
+        raise InputError(
+            f'checkpoint {path} has the names of another project ({found.format.name}): convert it first, '
+            f'python tools/convert_checkpoint.py {path} NEW.pth'
+        ) from None
+
+
+def check_pretrained(model_cfg: dict, images: dict | None, path: str = 'model') -> None:
+    """Read the checkpoints that parts of the model are initialised from; those of other packages' parts if local.
+
+    Args:
+        model_cfg: config of the model or of a part.
+        images: config of the data preprocessor.
+        path: of ``model_cfg`` in the config.
+    """
+    images = model_cfg.get('data_preprocessor') or images
     for key, value in model_cfg.items():
         if not isinstance(value, dict):
             continue
-        if key == 'init_cfg' and value.get('type') == 'Pretrained' and '://' not in value['checkpoint']:
-            try:
+        if key != 'init_cfg' or value.get('type') != 'Pretrained':
+            check_pretrained(value, images, f'{path}.{key}')
+            continue
+        part = MODELS.build(deepcopy({k: v for k, v in model_cfg.items() if k != 'init_cfg'}))
+        local = '://' not in value['checkpoint']
+        try:
+            if isinstance(part, Backbone):
+                check_images(load_backbone(part, **loading_arguments(value)), images, path)
+            elif local:
                 weights = read_checkpoint(value['checkpoint'])['state_dict']
-            except InputError as error:
-                raise InputError(
-                    f'{path}.init_cfg: {error}. Train the backbone first (configs/README.md lists the ImageNet '
-                    f'configs), or give another file with --cfg-options {path}.init_cfg.checkpoint=FILE'
-                ) from error
-            prefix = f'{value["prefix"].rstrip(".")}.' if value.get('prefix') else ''
-            part = MODELS.build(deepcopy({k: v for k, v in model_cfg.items() if k != 'init_cfg'}))
-            weights = {k.removeprefix(prefix): w for k, w in weights.items() if k.startswith(prefix)}
-            check_fit(weights, part, value['checkpoint'], strict=False)
-        else:
-            check_pretrained(value, f'{path}.{key}')
+                prefix = f'{value["prefix"].rstrip(".")}.' if value.get('prefix') else ''
+                weights = {k.removeprefix(prefix): w for k, w in weights.items() if k.startswith(prefix)}
+                check_fit(weights, part, value['checkpoint'], strict=False)
+        except InputError as error:
+            if not local or Path(value['checkpoint']).exists():
+                raise InputError(f'{path}.init_cfg: {error}') from error
+            raise InputError(
+                f'{path}.init_cfg: {error}. Train the backbone first (configs/README.md lists the ImageNet '
+                f'configs), or give another file with --cfg-options {path}.init_cfg.checkpoint=FILE'
+            ) from error
+
+
+def check_images(report: Report, images: dict | None, path: str) -> None:
+    """Warn if images are normalised otherwise than the weights expect."""
+    expected = report.format and report.format.normalisation
+    if not expected or not images or images.get('mean') is None:
+        return
+    rgb = images.get('bgr_to_rgb') or images.get('to_rgb')
+    order = slice(None) if rgb else slice(None, None, -1)
+    given = {key: list(images.get(key) or (1.0,) * 3)[order] for key in ('mean', 'std')}
+    if any(abs(a - b) > 1 for key in given for a, b in zip(given[key], expected[key])):
+        print_log(
+            f'{path}: the weights of {report.source} expect RGB images with mean={expected["mean"]}, '
+            f'std={expected["std"]}, but data_preprocessor gives them mean={given["mean"]}, std={given["std"]} (RGB): '
+            'set mean, std and bgr_to_rgb=True (mmpretrain: to_rgb=True)',
+            logger='current',
+            level=logging.WARNING,
+        )
 
 
 def leaf_datasets(dataset: dict | None) -> Iterator[dict]:

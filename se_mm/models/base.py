@@ -8,11 +8,22 @@ from collections.abc import Sequence
 import torch
 import torch.utils.checkpoint as cp
 from mmengine.logging import print_log
-from mmengine.model import BaseModule, Sequential
+from mmengine.model import BaseModule, PretrainedInit, Sequential, update_init_info
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from se_mm.checkpoints import load_backbone
+
 from .se_layer import SELayer
+
+
+def is_pretrained(cfg: dict | None) -> bool:
+    return bool(cfg) and cfg.get('type') in ('Pretrained', PretrainedInit)
+
+
+def loading_arguments(cfg: dict) -> dict:
+    """Arguments of :func:`load_backbone` from an init_cfg; all weights are read to the CPU."""
+    return {key: value for key, value in cfg.items() if key not in ('type', 'map_location')}
 
 
 class Stage(Sequential):
@@ -127,10 +138,23 @@ class Backbone(BaseModule):
         return self
 
     def init_weights(self) -> None:
-        """Initialise; says so when frozen parts or batch norms will stay at random values."""
-        super().init_weights()
+        """Initialise, with pretrained weights by :func:`se_mm.checkpoints.load_backbone`.
+
+        ``init_cfg=dict(type='Pretrained', checkpoint=..., prefix=None)`` takes its further arguments, too.
+        Says so when frozen parts or batch norms will stay at random values.
+        """
         cfgs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg]
-        if not any(cfg.get('type') == 'Pretrained' for cfg in cfgs):
+        pretrained = [cfg for cfg in cfgs if is_pretrained(cfg)]
+        first, given = not self.is_init, self.init_cfg
+        self.init_cfg = [cfg for cfg in cfgs if not is_pretrained(cfg)]
+        super().init_weights()
+        self.init_cfg = given
+        for cfg in pretrained if first else ():
+            report = load_backbone(self, **loading_arguments(cfg))
+            print_log(str(report), logger='current', level=logging.WARNING if report.fresh_se else logging.INFO)
+            if hasattr(self, '_params_init_info'):
+                update_init_info(self, init_info=f'PretrainedInit: load from {cfg["checkpoint"]}')
+        if not pretrained:
             frozen = [k for k, v in (('norm_eval', self.norm_eval), ('frozen_stages', self.frozen_stages >= 0)) if v]
             if frozen:
                 print_log(

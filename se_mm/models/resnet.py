@@ -134,7 +134,7 @@ class SEResNet(Backbone):
 
         inplanes = base_channels if stem_channels is None else stem_channels
         self._make_stem(in_channels, inplanes, stem_pool_ceil_mode)
-        drop_paths = torch.linspace(0, drop_path_rate, sum(self.stage_blocks)).tolist()
+        drop_paths = torch.linspace(0, drop_path_rate, sum(self.stage_blocks), device='cpu').tolist()
         for i, num_blocks in enumerate(self.stage_blocks):
             planes = base_channels * 2**i
             blocks = []

@@ -1,0 +1,313 @@
+"""How projects name the weights of SE networks, and what else their weights expect of a network.
+
+A rule pairs a foreign name with ours. ``{l}`` stands for a block such as ``layer1.0``, ``{s}``, ``{i}``
+and ``{n}`` for numbers, which may be shifted, ``{p}`` for the last part of a name.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from se_mm.utils import InputError
+
+PLACEHOLDERS = dict(l=r'layer\d+\.\d+', s=r'\d+', i=r'\d+', n=r'\d+', p=r'\w+')
+Rules = Iterable[tuple[str, str]]
+
+IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], channels='RGB')
+# Caffe's order and scale; its first convolution is turned to RGB here.
+CAFFE = dict(mean=[123.0, 117.0, 104.0], std=[1.0, 1.0, 1.0], channels='RGB')
+
+
+class Format(NamedTuple):
+    """A project's way to store a network.
+
+    Attributes:
+        name: for people.
+        anchors: names of which every network of this format has one; what stands before is a prefix.
+        marks: patterns of names, all of which it has, that tell it from the others with the same anchor.
+        rules: names of parameters; those that no rule fits stay as they are.
+        head: foreign name of the classifier.
+        normalisation: mean and standard deviation (0 to 255) of the images; None if the files don't say.
+        stem_pool_ceil_mode: rounding of the stem's pool, None if the files don't say.
+        caffe_style: 'never', 'SE-ResNet' (bottlenecks without groups), or None if the files don't say.
+        refusal: why no network here computes what such weights were trained for, None if one does.
+    """
+
+    name: str
+    anchors: tuple[str, ...]
+    marks: tuple[str, ...]
+    rules: Rules
+    head: str
+    normalisation: dict | None = None
+    stem_pool_ceil_mode: bool | None = None
+    caffe_style: str | None = None
+    refusal: str | None = None
+
+
+def _deep_stem(convs: Iterable[str], norms: Iterable[str]) -> Rules:
+    """Rules of three convolutions with batch norm."""
+    return [
+        (f'{name}.{{p}}', f'stem.{3 * i + k}.{{p}}')
+        for k, names in enumerate((convs, norms))
+        for i, name in enumerate(names)
+    ]
+
+
+def _caffe_rules() -> Rules:
+    parts = {
+        '1x1_reduce': ('conv1', 'bn1'),
+        '3x3': ('conv2', 'bn2'),
+        '1x1_increase': ('conv3', 'bn3'),
+        '1x1_proj': ('downsample.0', 'downsample.1'),
+    }
+    se = {'1x1_down': 'se_layer.conv1.conv', '1x1_up': 'se_layer.conv2.conv'}
+
+    def conv_and_norm(theirs: str, conv: str, norm: str) -> Rules:
+        return [(f'{theirs}.{{p}}', f'{conv}.{{p}}'), (f'{theirs}/bn.{{p}}', f'{norm}.{{p}}')]
+
+    rules = []
+    for theirs, (conv, norm) in parts.items():
+        block = 'layer{s-1}.{i-1}.'
+        rules += conv_and_norm(f'conv{{s}}_{{i}}_{theirs}', block + conv, block + norm)
+    rules += [(f'conv{{s}}_{{i}}_{theirs}.{{p}}', f'layer{{s-1}}.{{i-1}}.{ours}.{{p}}') for theirs, ours in se.items()]
+    stems = {
+        'conv1/7x7_s2': ('conv1', 'bn1'),
+        'conv1_1/3x3_s2': ('stem.0', 'stem.1'),
+        'conv1_2/3x3': ('stem.3', 'stem.4'),
+        'conv1_3/3x3': ('stem.6', 'stem.7'),
+    }
+    for theirs, (conv, norm) in stems.items():
+        rules += conv_and_norm(theirs, conv, norm)
+    return rules
+
+
+def _caffe_inception_rules() -> Rules:
+    from se_mm.models.inception import SEBNInception
+
+    branches = {
+        '1x1': (0, 0),
+        '3x3_reduce': (1, 0),
+        '3x3': (1, 1),
+        'double3x3_reduce': (2, 0),
+        'double3x3a': (2, 1),
+        'double3x3b': (2, 2),
+        'pool_proj': (3, 1),
+    }
+    names = {'conv1/7x7_s2': 'stem.0', 'conv2/3x3_reduce': 'stem.2', 'conv2/3x3': 'stem.3'}
+    rules = []
+    for i, stage in enumerate(SEBNInception.stages, 1):
+        for j, unit in enumerate(stage):
+            first = SEBNInception.units[unit][0] is None  # units with a stride have no 1x1 branch
+            for theirs, (branch, position) in branches.items():
+                names[f'inception_{unit}/{theirs}'] = f'stage{i}.{j}.branches.{branch - first}.{position}'
+            for theirs, ours in (('1x1_down', 'conv1'), ('1x1_up', 'conv2')):
+                rules.append((f'inception_{unit}_{theirs}.{{p}}', f'stage{i}.{j}.se_layer.{ours}.conv.{{p}}'))
+    for theirs, ours in names.items():
+        rules += [(f'{theirs}.{{p}}', f'{ours}.conv.{{p}}'), (f'{theirs}/bn.{{p}}', f'{ours}.bn.{{p}}')]
+    return rules
+
+
+def _gluon_rules(shift: int) -> Rules:
+    """``shift``: number of the layers before the first stage, less one."""
+    parts = {
+        'body.0': 'conv1',
+        'body.1': 'bn1',
+        'body.3': 'conv2',
+        'body.4': 'bn2',
+        'body.6': 'conv3',
+        'body.7': 'bn3',
+        'se.0': 'se_layer.conv1.conv',
+        'se.2': 'se_layer.conv2.conv',
+        'downsample.{n}': 'downsample.{n}',
+    }
+    return [(f'features.{{s}}.{{i}}.{a}.{{p}}', f'layer{{s-{shift}}}.{{i}}.{b}.{{p}}') for a, b in parts.items()]
+
+
+def _paddle_rules(shortcut: int) -> Rules:
+    """``shortcut``: position of the shortcut's convolution, after a pool or not."""
+    rules = [
+        ('bb_{s}_{i}.scale.squeeze.{p}', 'layer{s+1}.{i}.se_layer.conv1.conv.{p}'),
+        ('bb_{s}_{i}.scale.excitation.{p}', 'layer{s+1}.{i}.se_layer.conv2.conv.{p}'),
+        ('bb_{s}_{i}.short._conv.{p}', f'layer{{s+1}}.{{i}}.downsample.{shortcut}.{{p}}'),
+        ('bb_{s}_{i}.short._batch_norm.{p}', f'layer{{s+1}}.{{i}}.downsample.{shortcut + 1}.{{p}}'),
+        ('bb_{s}_{i}.conv{n}._conv.{p}', 'layer{s+1}.{i}.conv{n+1}.{p}'),
+        ('bb_{s}_{i}.conv{n}._batch_norm.{p}', 'layer{s+1}.{i}.bn{n+1}.{p}'),
+        ('conv._conv.{p}', 'conv1.{p}'),
+        ('conv._batch_norm.{p}', 'bn1.{p}'),
+    ]
+    stem = [f'conv1_{i}' for i in (1, 2, 3)]
+    return rules + _deep_stem([f'{name}._conv' for name in stem], [f'{name}._batch_norm' for name in stem])
+
+
+RESNET = ('layer1.0.conv1.weight',)
+PADDLE = ('bb_0_0.conv0._conv.weight',)
+SE_LAYER, TIMM_DEEP, BOTTLENECK = r'\.se_layer\.conv1\.conv\.', r'^conv1\.3\.', r'^layer1\.0\.conv3\.'
+CONVOLVED_SHORTCUT = 'the first of its basic blocks (depths 18 and 34) has a convolution in the shortcut'
+RELU_BEFORE_SE = 'its basic blocks (depths 18 and 34) have one more ReLU, before SE; timm://seresnet* has none'
+TIMM_SE = [('{l}.se.fc{i}.{p}', '{l}.se_layer.conv{i}.conv.{p}')]
+TIMM_STEM = [('conv1.{i}.{p}', 'stem.{i}.{p}'), ('bn1.{p}', 'stem.7.{p}')]
+LEGACY = [('{l}.se_module.fc{i}.{p}', '{l}.se_layer.conv{i}.conv.{p}')]
+LEGACY_STEM = [('layer0.conv1.{p}', 'conv1.{p}'), ('layer0.bn1.{p}', 'bn1.{p}')]
+LEGACY_DEEP_STEM = _deep_stem([f'layer0.conv{i}' for i in (1, 2, 3)], [f'layer0.bn{i}' for i in (1, 2, 3)])
+GLUON_STEM = [('features.0.{p}', 'conv1.{p}'), ('features.1.{p}', 'bn1.{p}')]
+GLUON_DEEP_STEM = [('features.{i}.{p}', 'stem.{i}.{p}')]
+FOUND_IN_TIMM = dict(normalisation=IMAGENET, stem_pool_ceil_mode=False, caffe_style='never')
+FROM_CAFFE = dict(stem_pool_ceil_mode=True, caffe_style='SE-ResNet')
+CADENE = dict(FROM_CAFFE, normalisation=IMAGENET)
+GLUON = FOUND_IN_TIMM
+GLUON_SENET = dict(GLUON, stem_pool_ceil_mode=True)
+
+# The first that fits counts.
+FORMATS = (
+    Format('OpenMMLab', RESNET, (SE_LAYER,), (), 'head.fc'),
+    Format('timm', RESNET, (r'\.se\.fc1\.', TIMM_DEEP), TIMM_SE + TIMM_STEM, 'fc', **FOUND_IN_TIMM),
+    Format('timm', RESNET, (r'\.se\.fc1\.',), TIMM_SE, 'fc', **FOUND_IN_TIMM),
+    Format('timm legacy or Cadene', RESNET, (r'^layer0\.conv3\.',), LEGACY + LEGACY_DEEP_STEM, 'last_linear', **CADENE),
+    Format(
+        'timm legacy or Cadene',
+        RESNET,
+        (r'^layer0\.conv1\.', BOTTLENECK),
+        LEGACY + LEGACY_STEM,
+        'last_linear',
+        **CADENE,
+    ),
+    Format('timm legacy', RESNET, (r'^layer0\.conv1\.',), (), 'last_linear', refusal=RELU_BEFORE_SE),
+    Format('plain ResNet of timm', RESNET, (TIMM_DEEP,), TIMM_STEM, 'fc', **FOUND_IN_TIMM),
+    Format('plain ResNet', RESNET, (), (), 'fc'),
+    Format('GluonCV', ('features.4.0.body.0.weight',), (), GLUON_STEM + _gluon_rules(3), 'output', **GLUON),
+    Format('GluonCV', ('features.10.0.body.0.weight',), (), _gluon_rules(9) + GLUON_DEEP_STEM, 'output', **GLUON_SENET),
+    Format('PaddleClas', PADDLE, (r'^conv1_1\.', r'^bb_0_0\.conv2\.'), _paddle_rules(1), 'out', **FOUND_IN_TIMM),
+    Format('PaddleClas', PADDLE, (r'^conv1_1\.',), (), 'out', refusal=CONVOLVED_SHORTCUT),
+    Format('PaddleClas', PADDLE, (), _paddle_rules(0), 'out', **FOUND_IN_TIMM),
+    Format('Caffe', ('conv2_1_1x1_reduce.weight',), (), _caffe_rules(), 'classifier', CAFFE, **FROM_CAFFE),
+    Format('Caffe', ('inception_3a/1x1.weight',), (), _caffe_inception_rules, 'classifier', CAFFE),
+)
+
+
+class Weights(NamedTuple):
+    """A backbone's weights with our names.
+
+    Attributes:
+        format: what they were.
+        prefix: what stood before their names.
+        tensors: the backbone's.
+        head: the classifier's, ``weight`` and ``bias``; empty if there is none.
+        left_over: names, as they were, of the tensors that are neither.
+        renamed: number of tensors with another name than before.
+        transposed: number of tensors that were transposed, reshaped or turned from BGR to RGB.
+    """
+
+    format: Format
+    prefix: str
+    tensors: dict[str, Tensor]
+    head: dict[str, Tensor]
+    left_over: list[str]
+    renamed: int
+    transposed: int
+
+
+@functools.cache
+def _pattern(template: str) -> re.Pattern:
+    pattern = re.sub(r'\\{(\w)\\}', lambda m: f'(?P<{m[1]}>{PLACEHOLDERS[m[1]]})', re.escape(template))
+    return re.compile(pattern)
+
+
+def rename(name: str, rules: Rules) -> str:
+    """The name by the first rule whose left side fits, otherwise as it is."""
+    for theirs, ours in rules:
+        if found := _pattern(theirs).fullmatch(name):
+            shifted = lambda m: str(int(found[m[1]]) + int(m[2])) if m[2] else found[m[1]]  # noqa: B023, E731
+            return re.sub(r'{(\w)([+-]\d+)?}', shifted, ours)
+    return name
+
+
+def _with_torch_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters of layers named as in torch, for Caffe, MXNet and PaddlePaddle."""
+    suffixes = {'gamma': 'weight', 'beta': 'bias', '_mean': 'running_mean', '_variance': 'running_var'}
+    result = {}
+    for name, tensor in tensors.items():
+        layer, _, parameter = name.rpartition('.')
+        if not parameter.isdigit():
+            result[f'{layer}.{suffixes.get(parameter, parameter)}' if layer else name] = tensor
+        elif layer.endswith('/bn'):
+            if parameter != '2':  # the factor by which the others have to be divided
+                factor = tensors.get(f'{layer}.2')
+                scale = 1 if factor is None or factor.item() == 0 else 1 / factor.item()
+                result[f'{layer}.{("running_mean", "running_var")[int(parameter)]}'] = tensor * scale
+        else:
+            result[f'{layer.removesuffix("/scale")}.{("weight", "bias")[int(parameter)]}'] = tensor
+    return result
+
+
+def _prefixes(names: Iterable[str], anchor: str) -> list[str]:
+    return [name.removesuffix(anchor) for name in names if name == anchor or name.endswith(f'.{anchor}')]
+
+
+def recognise(tensors: dict[str, Tensor], source: str, prefix: str | None = None) -> Weights | None:
+    """The backbone among a checkpoint's tensors.
+
+    Args:
+        tensors: what the checkpoint holds.
+        source: its path, for errors.
+        prefix: of the backbone's names; None to find it.
+
+    Returns:
+        The weights with our names, or None if the names are of no format in ``FORMATS``.
+
+    Raises:
+        InputError: no tensor has the prefix; none is given and there are several backbones; weights of a
+            network that does not exist here.
+    """
+    if prefix is not None:
+        prefix = f'{prefix.rstrip(".")}.' if prefix else ''
+        if not any(name.startswith(prefix) for name in tensors):
+            starts = sorted({name.partition('.')[0] for name in tensors})[:8]
+            raise InputError(f"{source}: no tensor's name starts with prefix={prefix!r}; they start with {starts}")
+    tensors = _with_torch_names(tensors)
+    for format in FORMATS:
+        found = [p for anchor in format.anchors for p in _prefixes(tensors, anchor) if prefix in (None, p)]
+        if not found:
+            continue
+        usual = [p for p in found if p in ('', 'module.', 'backbone.', 'module.backbone.')]
+        if len(found) > 1 and len(usual) != 1:
+            raise InputError(f'{source} has several backbones: choose one by init_cfg.prefix, of {found}')
+        chosen = (usual or found)[0]
+        inside = {name.removeprefix(chosen): name for name in tensors if name.startswith(chosen)}
+        if all(re.search(mark, '\n'.join(inside), re.MULTILINE) for mark in format.marks):
+            if format.refusal:
+                raise InputError(f'{source} ({format.name}) has no equal here: {format.refusal}')
+            return _convert(format, chosen, inside, tensors)
+    return None
+
+
+def _convert(format: Format, prefix: str, inside: dict[str, str], tensors: dict[str, Tensor]) -> Weights:
+    rules = format.rules() if callable(format.rules) else format.rules
+    backbone, head, left_over, renamed, transposed = {}, {}, [], 0, 0
+    own_head = re.compile(rf'{re.escape(format.head)}\.(weight|bias)')
+    for name, original in inside.items():
+        tensor, ours = tensors[original], rename(name, rules)
+        if found := own_head.fullmatch(name):
+            head[found[1]] = tensor.t() if format.name == 'PaddleClas' and tensor.dim() == 2 else tensor
+        elif re.match(r'(conv|bn|gn|stem|layer\d|norm|stage)', ours):
+            if tensor.dim() == 2:  # fully connected, of SE
+                tensor = (tensor.t() if format.name == 'PaddleClas' else tensor)[:, :, None, None]
+                transposed += 1
+            if format.name == 'Caffe' and ours in ('conv1.weight', 'stem.0.weight', 'stem.0.conv.weight'):
+                tensor = tensor.flip(1)  # BGR to RGB
+                transposed += 1
+            backbone[ours] = tensor
+            renamed += ours != name
+        else:
+            left_over.append(original)
+    for name, tensor in tensors.items():
+        found = None if name.startswith(prefix) and prefix else own_head.fullmatch(name.removeprefix('module.'))
+        if found and name not in inside:
+            head[found[1]] = tensor
+        elif name not in inside.values():
+            left_over.append(name)
+    return Weights(format, prefix, backbone, head, left_over, renamed, transposed)

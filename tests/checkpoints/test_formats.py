@@ -1,0 +1,450 @@
+"""Weights of other projects give here the features they give there, and go back as they came."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+import yaml
+from caffe import CaffeNet
+from foreign_files import write_caffemodel, write_mxnet
+from torch import nn
+
+import se_mm
+from se_mm.checkpoints import (
+    arguments_of,
+    constructor_arguments,
+    expected_arguments,
+    load_backbone,
+    openmmlab_state,
+    read_checkpoint,
+    recognise,
+    save_weights,
+    timm_state,
+)
+from se_mm.models import SEBNInception, SENet, SEResNet, SEResNeXt
+from se_mm.registry import MODELS
+from se_mm.utils import InputError
+
+PUBLISHED = yaml.safe_load(Path(se_mm.__file__).with_name('checkpoints').joinpath('published.yml').read_text())
+# of every architecture that timm publishes, one
+IN_TIMM = [
+    'legacy_seresnet50.in1k',
+    'legacy_seresnext50_32x4d.in1k',
+    'legacy_senet154.in1k',
+    'senet154.gluon_in1k',
+    'seresnet50.ra2_in1k',
+    'seresnet152d.ra2_in1k',
+    'seresnext50_32x4d.racm_in1k',
+]
+
+
+def randomise(model):
+    """Random parameters and batch norm statistics under which features keep their scale."""
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in model.state_dict().items():
+        if not tensor.is_floating_point():
+            continue
+        values = torch.rand(tensor.shape, generator=generator)
+        if tensor.dim() > 1:
+            values = (values - 0.5) * (12 / tensor[0].numel()) ** 0.5
+        tensor.copy_(values - 0.5 if name.endswith(('bias', 'running_mean')) else values + 0.5 * (tensor.dim() == 1))
+    model.eval()
+    return model
+
+
+def image(*size):
+    return torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(1)) - 0.5
+
+
+def stages_of(model, x):
+    """Outputs of layer1 to layer4 of a foreign network."""
+    outs = []
+    handles = [
+        getattr(model, f'layer{i}').register_forward_hook(lambda m, args, out: outs.append(out)) for i in (1, 2, 3, 4)
+    ]
+    with torch.no_grad():
+        model(x)
+    for handle in handles:
+        handle.remove()
+    return outs
+
+
+def assert_same_features(theirs, ours, size=(65, 33)):
+    x = image(*size)
+    expected = stages_of(theirs, x)
+    with torch.no_grad():
+        actual = ours.eval()(x)
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-5 * b.abs().max().item())
+
+
+def loaded(path, **arguments):
+    """A backbone that init_cfg gives its weights."""
+    model = MODELS.build(dict(arguments, norm_eval=False, init_cfg=dict(type='Pretrained', checkpoint=str(path))))
+    model.init_weights()
+    return model
+
+
+def published(name):
+    (entry,) = (entry for entry in PUBLISHED if entry['checkpoint'] == f'timm://{name}')
+    return dict(entry['arguments'], type=f'se_mm.{entry["arguments"]["type"]}')
+
+
+@pytest.mark.parametrize('name', IN_TIMM)
+def test_networks_of_timm_with_the_published_arguments(name, tmp_path):
+    theirs = randomise(timm.create_model(name.partition('.')[0]))
+    path = save_weights(theirs.state_dict(), tmp_path / 'weights.safetensors')
+    assert_same_features(theirs, loaded(path, **published(name)))
+
+
+def build_empty(arguments):
+    with torch.device('meta'):
+        return MODELS.build(dict(arguments, type=f'se_mm.{arguments["type"]}'))
+
+
+def test_published_arguments():
+    """Every entry can be built, and those of timm are what their weights are found to need."""
+    names = [entry['checkpoint'] for entry in PUBLISHED]
+    in_timm = {name.removeprefix('timm://') for name in names if 'timm://' in name}
+    assert set(IN_TIMM) <= in_timm <= set(timm.list_pretrained('*se*')) and len(names) == len(set(names))
+    for entry in PUBLISHED:
+        assert len(entry['error']) == 2 and entry['images'] in ('imagenet', 'caffe')
+        ours = build_empty(entry['arguments'])
+        name = entry['checkpoint'].removeprefix('timm://')
+        if name in in_timm:
+            with torch.device('meta'):
+                theirs = timm.create_model(name.partition('.')[0]).state_dict()
+            weights = recognise(theirs, name)
+            shapes = {key: tensor.shape for key, tensor in weights.tensors.items()}
+            assert shapes == {key: tensor.shape for key, tensor in ours.state_dict().items()}
+            found = constructor_arguments(expected_arguments(weights.tensors, weights.format))
+            assert found == dict(entry['arguments'], type=f'se_mm.{entry["arguments"]["type"]}')
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+@pytest.mark.parametrize('name', ['seresnet50', 'seresnet152d', 'seresnext50_32x4d'])
+def test_there_and_back_gives_the_same_bits(name, suffix, tmp_path):
+    theirs = randomise(timm.create_model(name)).state_dict()
+    there = save_weights(openmmlab_state(recognise(theirs, name)), tmp_path / f'there{suffix}')
+    back = save_weights(
+        timm_state(recognise(read_checkpoint(there)['state_dict'], name), name), tmp_path / f'back{suffix}'
+    )
+    back = read_checkpoint(back)['state_dict']
+    assert set(back) == set(theirs)
+    assert all(torch.equal(back[key], tensor) for key, tensor in theirs.items())
+    timm.create_model(name).load_state_dict(back)
+
+
+@pytest.mark.parametrize(
+    'make, arguments',
+    [
+        (torchvision.models.resnet18, dict(type='se_mm.SEResNet', depth=18)),
+        (torchvision.models.resnet50, dict(type='se_mm.SEResNet', depth=50)),
+        (torchvision.models.resnext50_32x4d, dict(type='se_mm.SEResNeXt', depth=50)),
+        (lambda: timm.create_model('resnet50d'), dict(type='se_mm.SEResNet', depth=50, deep_stem=True, avg_down=True)),
+    ],
+    ids=['resnet18', 'resnet50', 'resnext50', 'resnet50d'],
+)
+def test_plain_networks(make, arguments, tmp_path):
+    """The trunk is loaded, SE starts afresh: exactly as if there were none if asked for."""
+    theirs = randomise(make())
+    path = save_weights(theirs.state_dict(), tmp_path / 'weights.pth')
+    assert_same_features(theirs, loaded(path, **arguments, with_se=False))
+    ours = MODELS.build(dict(arguments, norm_eval=False))
+    report = load_backbone(ours, str(path))
+    assert report.fresh_se and 'start afresh' in str(report)
+    assert all('se_layer' in name for name in report.fresh)
+    assert report.left_over == ['fc.weight', 'fc.bias']
+    load_backbone(ours, str(path), fresh_se='identity')
+    assert_same_features(theirs, ours)
+
+
+def test_fresh_se_learns():
+    ours = SEResNet(50, norm_eval=False)
+    path = 'layer1.0.se_layer.conv2.conv.weight'
+    before = ours.get_parameter(path).detach().clone()
+    from se_mm.checkpoints.loading import start_as_identity
+
+    start_as_identity(ours)
+    ours(torch.randn(2, 3, 64, 64))[-1].square().mean().backward()
+    assert ours.get_parameter(path).eq(0).all() and before.ne(0).any()
+    assert ours.get_parameter(path).grad.ne(0).any()
+
+
+@pytest.mark.parametrize('prefix', [None, 'backbone.', 'backbone'])
+def test_classifier_of_mmpretrain(prefix, tmp_path):
+    from mmpretrain.models import SEResNet as Theirs
+
+    theirs = randomise(Theirs(50, out_indices=(0, 1, 2, 3)))
+    state = {f'backbone.{k}': v for k, v in theirs.state_dict().items()}
+    state.update({'head.fc.weight': torch.randn(10, 2048), 'head.fc.bias': torch.randn(10)})
+    path = save_weights(state, tmp_path / 'weights.pth')
+    model = SEResNet(50, norm_eval=False)
+    report = load_backbone(model, str(path), prefix)
+    assert (report.fresh, report.left_over) == ([], ['head.fc.weight', 'head.fc.bias'])
+    x = image(97, 65)
+    with torch.no_grad():
+        for a, b in zip(model.eval()(x), theirs(x), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=2e-5 * b.abs().max().item())
+    weights = recognise(read_checkpoint(path)['state_dict'], 'a')
+    back = openmmlab_state(weights)
+    assert set(back) == set(state) and all(torch.equal(back[k], v) for k, v in state.items())
+
+
+@pytest.mark.parametrize(
+    'name, arguments',
+    [
+        ('se_resnet50', dict(type='se_mm.SEResNet', depth=50, style='caffe', stem_pool_ceil_mode=True)),
+        ('se_resnext50_32x4d', dict(type='se_mm.SEResNeXt', depth=50, stem_pool_ceil_mode=True)),
+    ],
+)
+def test_encoders_of_segmentation_models(name, arguments, tmp_path):
+    import segmentation_models_pytorch as smp
+
+    theirs = randomise(smp.Unet(name, encoder_weights=None))
+    path = save_weights(theirs.state_dict(), tmp_path / 'weights.pth')
+    assert_same_features(theirs.encoder, loaded(path, **arguments), size=(96, 64))  # all that its Unet takes
+    left_over = recognise(read_checkpoint(path)['state_dict'], 'a').left_over
+    assert left_over and all(key.startswith(('decoder.', 'segmentation_head.')) for key in left_over)
+
+
+CAFFE = {
+    'SE-ResNet-50': lambda: SEResNet(50, style='caffe', stem_pool_ceil_mode=True, norm_eval=False),
+    'SE-ResNeXt-50': lambda: SEResNeXt(50, stem_pool_ceil_mode=True, norm_eval=False),
+    'SENet-154': lambda: SENet(norm_eval=False),
+    'SE-BN-Inception': lambda: SEBNInception(out_indices=(0, 1, 2)),
+}
+ENDS = {
+    'SE-ResNet-50': [f'conv{i}_{n}/relu' for i, n in enumerate((3, 4, 6, 3), 2)],
+    'SE-ResNeXt-50': [f'conv{i}_{n}/relu' for i, n in enumerate((3, 4, 6, 3), 2)],
+    'SENet-154': [f'conv{i}_{n}/relu' for i, n in enumerate((3, 8, 36, 3), 2)],
+    'SE-BN-Inception': ['inception_3b_scale', 'inception_4d_scale', 'inception_5b_scale'],
+}
+
+
+@pytest.mark.parametrize('name', CAFFE)
+def test_caffe_models(name, tmp_path):
+    """Ours takes RGB, Caffe's BGR."""
+    reference = CaffeNet(name)
+    size = (65, 97) if name != 'SE-BN-Inception' else (64, 96)  # which Caffe cannot run at odd sizes
+    x = image(*size).double()
+    reference.run(x, ENDS[name][-1])  # makes the weights
+    for blobs in reference.weights.values():
+        blobs[:] = [blob if blob is False else blob.float().double() for blob in blobs]
+    expected = reference.run(x.flip(1), ENDS[name][-1])
+    path = write_caffemodel(reference, tmp_path / 'weights.caffemodel')
+    model = CAFFE[name]()
+    report = load_backbone(model, str(path))
+    assert report.format.name == 'Caffe' and all(key.endswith('num_batches_tracked') for key in report.fresh)
+    assert report.left_over == []
+    with torch.no_grad():
+        actual = model.double().eval()(x)
+    for a, end in zip(actual, ENDS[name], strict=True):
+        scale = expected[end].abs().max().item()
+        torch.testing.assert_close(a, expected[end], rtol=0, atol=1e-5 * scale)  # statistics were divided in float32
+
+
+def to_gluon(state, first):
+    """Names of GluonCV for a network of timm; ``first``: position of the first stage in its list of layers."""
+    parts = dict(conv1='body.0', bn1='body.1', conv2='body.3', bn2='body.4', conv3='body.6', bn3='body.7')
+    names = {}
+    for key, tensor in state.items():
+        *layer, parameter = key.split('.')
+        parameter = dict(running_mean='running_mean', running_var='running_var').get(
+            parameter,
+            parameter if tensor.dim() > 1 or 'fc' in key else dict(weight='gamma', bias='beta').get(parameter),
+        )
+        if parameter is None:
+            continue
+        if layer[0].startswith('layer'):
+            stage, block = first + int(layer[0][5:]) - 1, layer[1]
+            if layer[2] == 'se':
+                part = f'se.{0 if layer[3] == "fc1" else 2}'
+            else:
+                part = '.'.join(layer[2:]) if layer[2] == 'downsample' else parts[layer[2]]
+            names[f'features.{stage}.{block}.{part}.{parameter}'] = tensor
+        elif layer[0] == 'fc':
+            names[f'output.{parameter}'] = tensor
+        elif first == 4:
+            names[f'features.{dict(conv1=0, bn1=1)[layer[0]]}.{parameter}'] = tensor
+        else:
+            names[f'features.{layer[1] if layer[0] == "conv1" else 7}.{parameter}'] = tensor
+    return names
+
+
+@pytest.mark.parametrize(
+    'name, first, arguments',
+    [
+        ('seresnext50_32x4d', 4, dict(type='se_mm.SEResNeXt', depth=50)),
+        ('legacy_senet154', 10, dict(type='se_mm.SENet')),
+    ],
+)
+def test_gluoncv(name, first, arguments, tmp_path):
+    theirs = randomise(timm.create_model(name))
+    state = theirs.state_dict()
+    if first == 10:  # its stem and SE under the names that the function above knows
+        state = {k.replace('se_module', 'se').replace('last_linear', 'fc'): v for k, v in state.items()}
+        stem = {
+            f'layer0.{kind}{i}': f'conv1.{3 * i - 3 + k}' for i in (1, 2, 3) for k, kind in enumerate(('conv', 'bn'))
+        }
+        state = {next((k.replace(a, b) for a, b in stem.items() if k.startswith(a)), k): v for k, v in state.items()}
+    path = write_mxnet(to_gluon(state, first), tmp_path / 'weights.params')
+    assert_same_features(theirs, loaded(path, **arguments))
+
+
+@pytest.mark.parametrize('deep', [False, True])
+def test_paddleclas(deep, tmp_path):
+    theirs = randomise(
+        timm.create_model('seresnet50' if not deep else 'seresnet152d', block_args=dict(attn_layer='se'))
+    )
+    arrays = {}
+    for key, tensor in theirs.state_dict().items():
+        *layer, parameter = key.split('.')
+        if parameter == 'num_batches_tracked':
+            continue
+        values = tensor.numpy()
+        norm = 'bn' in layer[-1] or (layer[-2:-1] == ['downsample'] and tensor.dim() == 1) or tensor.dim() == 1
+        parameter = dict(running_mean='_mean', running_var='_variance').get(parameter, parameter)
+        kind = '_batch_norm' if norm else '_conv'
+        if layer[0].startswith('layer'):
+            block = f'bb_{int(layer[0][5:]) - 1}_{layer[1]}'
+            if layer[2] == 'se':
+                name = f'{block}.scale.{dict(fc1="squeeze", fc2="excitation")[layer[3]]}'
+                values = values[:, :, 0, 0].T.copy() if tensor.dim() == 4 else values
+            elif layer[2] == 'downsample':
+                name = f'{block}.short.{kind}'
+            else:
+                name = f'{block}.conv{int(layer[2][-1]) - 1}.{kind}'
+        elif layer[0] == 'fc':
+            name, values = 'out', values.T.copy() if tensor.dim() == 2 else values
+        elif deep:
+            position = int(layer[1]) if layer[0] == 'conv1' else 7
+            name = f'conv1_{position // 3 + 1}.{kind}'
+        else:
+            name = f'conv.{kind}'
+        arrays[f'{name}.{parameter}'] = values
+    arrays['StructuredToParameterName@@'] = {key: key for key in arrays}
+    path = tmp_path / 'weights.pdparams'
+    path.write_bytes(pickle.dumps(arrays, protocol=2))
+    arguments = dict(type='se_mm.SEResNet', depth=152, deep_stem=True, avg_down=True) if deep else dict(depth=50)
+    model = loaded(path, **dict(dict(type='se_mm.SEResNet'), **arguments))
+    assert_same_features(theirs, model)
+    head = recognise(read_checkpoint(path)['state_dict'], 'a').head
+    np.testing.assert_array_equal(head['weight'].float(), theirs.fc.weight.detach().float())
+
+
+MISFITS = [
+    ('legacy_seresnet50', dict(), ["style='caffe' (is 'pytorch')", 'stem_pool_ceil_mode=True (is False)']),
+    ('seresnet50', dict(stem_pool_ceil_mode=True), ['stem_pool_ceil_mode=False (is True)']),
+    ('seresnet50', dict(depth=101), ['depth=50 (is 101)']),
+    ('seresnet50', dict(se_ratio=8), ['se_ratio=16 (is 8)']),
+    ('seresnet50', dict(se_cfg=dict(bias=False)), ["se_cfg={} (is {'bias': False})"]),
+    ('seresnet50', dict(with_se=(False, True, True, True)), ['with_se=(True, True, True, True)']),
+    ('seresnet50', dict(deep_stem=True, avg_down=True), ['deep_stem=False (is True)', 'avg_down=False (is True)']),
+    ('seresnet50', dict(in_channels=1), ['in_channels=3 (is 1)']),
+    ('seresnet18', dict(depth=18), ["se_cfg={'divisor': 8} (is {})"]),
+    ('seresnext50_32x4d', dict(type='SEResNeXt', groups=64), ['groups=32 (is 64)']),
+    ('seresnext50_32x4d', dict(), ["type='SEResNeXt' (is 'SEResNet')"]),
+]
+
+
+@pytest.mark.parametrize('name, arguments, words', MISFITS, ids=str)
+def test_misfits_say_what_to_set(name, arguments, words, tmp_path):
+    path = save_weights(timm.create_model(name).state_dict(), tmp_path / 'weights.pth')
+    model = MODELS.build(dict(dict(type='SEResNet', depth=50), **arguments))
+    with pytest.raises(InputError) as caught:
+        load_backbone(model, str(path))
+    assert 'weights.pth' in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_networks_that_do_not_exist_here_are_refused(tmp_path):
+    path = save_weights(timm.create_model('legacy_seresnet18').state_dict(), tmp_path / 'weights.pth')
+    with pytest.raises(InputError, match=r'weights\.pth \(timm legacy\) has no equal here: .* one more ReLU'):
+        load_backbone(SEResNet(18), str(path))
+
+
+def test_unmatched_tensors_are_an_error_unless_allowed(tmp_path):
+    state = SEResNet(50).state_dict()
+    del state['layer3.2.conv2.weight']
+    state['layer3.2.extra'] = torch.ones(1)
+    path = str(save_weights(state, tmp_path / 'weights.pth'))
+    with pytest.raises(InputError, match=r'1 \(layer3\.2\.conv2\.weight\) are missing.*1 \(layer3\.2\.extra\)'):
+        load_backbone(SEResNet(50), path)
+    report = load_backbone(SEResNet(50), path, strict=False)
+    assert (report.fresh, report.left_over) == (['layer3.2.conv2.weight'], ['layer3.2.extra'])
+    with pytest.raises(InputError, match=r'1 \(conv1\.weight\) have another shape'):
+        load_backbone(SEResNet(50, in_channels=4), path, strict=False)
+
+
+def test_parts_that_no_weights_have_start_afresh(tmp_path):
+    """Stages that the backbone lacks, deformable convolutions' offsets and plugins, as in mmdet's configs."""
+    path = str(save_weights(SEResNet(50).state_dict(), tmp_path / 'weights.pth'))
+    report = load_backbone(SEResNet(50, num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(2,)), path)
+    assert report.fresh == [] and all(name.startswith('layer4.') for name in report.left_over)
+    plugin = dict(cfg=dict(type='ContextBlock', ratio=1 / 16), position='after_conv3')
+    model = SEResNet(50, plugins=[plugin], dcn=dict(type='DCNv2'), stage_with_dcn=(False, True, True, True))
+    report = load_backbone(model, path)
+    assert report.fresh and all('context_block' in name or 'conv_offset' in name for name in report.fresh)
+
+
+def test_own_networks_of_other_families(tmp_path):
+    from se_mm.models import SEMobileNet
+
+    source = randomise(SEMobileNet())
+    path = str(save_weights({f'backbone.{k}': v for k, v in source.state_dict().items()}, tmp_path / 'weights.pth'))
+    model = SEMobileNet()
+    assert load_backbone(model, path).fresh == []
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), source.state_dict().values()))
+    with pytest.raises(InputError, match='does not fit this SEResNet'):
+        load_backbone(SEResNet(18), path)
+
+
+def test_several_backbones_need_a_prefix(tmp_path):
+    state = SEResNet(18).state_dict()
+    both = {f'{who}.{name}': tensor for who in ('teacher', 'student') for name, tensor in state.items()}
+    path = str(save_weights(both, tmp_path / 'weights.pth'))
+    with pytest.raises(InputError, match=r"several backbones: choose one by init_cfg\.prefix, of \['teacher\.', 'stu"):
+        load_backbone(SEResNet(18), path)
+    assert load_backbone(SEResNet(18), path, 'student').fresh == []
+    with pytest.raises(InputError, match=r"starts with prefix='pupil\.'.*'student', 'teacher'"):
+        load_backbone(SEResNet(18), path, 'pupil.')
+
+
+def test_variants_and_stages_are_found():
+    for kwargs in (
+        dict(se_cfg=dict(variant='bump')),
+        dict(se_cfg=dict(variant='slow_squeeze_excite')),
+        dict(se_ratio=4),
+    ):
+        arguments = constructor_arguments(arguments_of(SEResNet(50, **kwargs).state_dict()))
+        assert arguments == dict(type='se_mm.SEResNet', depth=50, **kwargs)
+    model = SEResNeXt(101, groups=64, base_width=4, with_se=(True, True, False, True), deep_stem=True, avg_down=True)
+    assert constructor_arguments(arguments_of(model.state_dict())) == dict(
+        type='se_mm.SEResNeXt', depth=101, groups=64, with_se=(True, True, False, True), deep_stem=True, avg_down=True
+    )
+
+
+def test_what_timm_lacks_is_not_written_for_it():
+    weights = recognise(SEResNet(50, se_cfg=dict(variant='bump')).state_dict(), 'mine.pth')
+    with pytest.raises(InputError, match=r"mine\.pth: timm has no SE layers with {'variant': 'bump'}"):
+        timm_state(weights, 'mine.pth')
+
+
+def test_nothing_is_half_written(tmp_path, monkeypatch):
+    path = tmp_path / 'weights.pth'
+    path.write_bytes(b'before')
+
+    def fail(*args, **kwargs):
+        args[1].write_bytes(b'half')
+        raise OSError('disk full')
+
+    monkeypatch.setattr(torch, 'save', fail)
+    with pytest.raises(InputError, match='cannot be written: disk full'):
+        save_weights(nn.Linear(1, 1).state_dict(), path)
+    assert path.read_bytes() == b'before' and list(tmp_path.iterdir()) == [path]

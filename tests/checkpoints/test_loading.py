@@ -1,0 +1,182 @@
+"""Where checkpoints come from, and what loading them takes."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import timm
+import torch
+from foreign_files import write_mxnet
+
+from se_mm.checkpoints import load_backbone, locate, save_weights
+from se_mm.models import SEResNet
+from se_mm.utils import InputError
+
+DEAD = 'http://127.0.0.1:1'
+
+
+def python(script, *arguments, **env):
+    """Standard output and error of a script in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, '-c', script, *map(str, arguments)],
+        env={**os.environ, **{name: str(value) for name, value in env.items()}},
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+LOAD = (
+    'import sys; from se_mm.engine import guard; from se_mm.checkpoints import load_backbone\n'
+    'from se_mm.models import SEResNet\n'
+    'with guard(): print(load_backbone(SEResNet(50), sys.argv[1]))'
+)
+
+
+@pytest.mark.parametrize(
+    'checkpoint, words',
+    [
+        ('timm://seresnet50.ra2_in1k', ['huggingface.co/timm/seresnet50.ra2_in1k/resolve/main/model.safetensors']),
+        ('mmcls://se-resnet50', ['download https://', 'se-resnet50_batch256_imagenet_20200804']),
+        (f'{DEAD}/weights.pth', [f'download {DEAD}/weights.pth elsewhere']),
+    ],
+)
+def test_offline(checkpoint, words, tmp_path):
+    """No network and an empty cache: one line that says how to do it by hand."""
+    env = dict(HF_HOME=tmp_path, TORCH_HOME=tmp_path, HF_HUB_OFFLINE=1)
+    code, _, error = python(LOAD, checkpoint, **env, http_proxy=DEAD, https_proxy=DEAD, no_proxy='')
+    (line,) = [line for line in error.splitlines() if line.startswith('error: ')]
+    assert code == 1 and 'Traceback' not in error
+    for word in [f'checkpoint {checkpoint} is not in the cache and cannot be downloaded', 'give its path', *words]:
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    'checkpoint, message',
+    [
+        (
+            'timm://seresnet50.nobodys',
+            r"timm has no weights named 'seresnet50\.nobodys'; similar: .*seresnet50\.a1_in1k",
+        ),
+        ('timm://nothing', "timm has no weights named 'nothing'; similar: none"),
+        ('mmcls://nothing', 'MMEngine knows no such name, but .*se-resnet50'),
+        ('s4://bucket/file', 'unknown scheme, known are timm://, torchvision://.*; or give a file'),
+    ],
+)
+def test_unknown_names(checkpoint, message):
+    with pytest.raises(InputError, match=message):
+        locate(checkpoint)
+
+
+def test_from_the_cache_of_timm(tmp_path):
+    weights = timm.create_model('seresnet50')
+    folder = tmp_path / 'hub' / 'models--timm--seresnet50.ra2_in1k'
+    save_weights(weights.state_dict(), folder / 'snapshots' / 'abc' / 'model.safetensors')
+    (folder / 'refs').mkdir()
+    (folder / 'refs' / 'main').write_text('abc')
+    code, output, error = python(LOAD, 'timm://seresnet50.ra2_in1k', HF_HOME=tmp_path, HF_HUB_OFFLINE=1)
+    assert code == 0, error
+    assert 'timm://seresnet50.ra2_in1k (format: timm): 382 tensors loaded' in output
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Serves the folder ``served``; a list of the paths that were asked for."""
+    folder, asked = tmp_path / 'served', []
+    folder.mkdir()
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            super().do_GET()
+
+        def log_message(self, *args):
+            pass
+
+    running = ThreadingHTTPServer(('127.0.0.1', 0), partial(Handler, directory=folder))
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    yield folder, f'http://127.0.0.1:{running.server_port}', asked
+    running.shutdown()
+    running.server_close()
+
+
+def test_processes_of_a_machine_download_once(server, tmp_path):
+    folder, address, asked = server
+    save_weights(SEResNet(50).state_dict(), folder / 'weights.pth')
+    with ThreadPoolExecutor() as pool:
+        runs = [pool.submit(python, LOAD, f'{address}/weights.pth', TORCH_HOME=tmp_path) for _ in range(2)]
+        results = [run.result() for run in runs]
+    assert [code for code, *_ in results] == [0, 0], results
+    assert asked == ['/weights.pth']
+
+
+def test_downloads_are_compared_with_the_hash_in_their_name(server, tmp_path, monkeypatch):
+    folder, address, _ = server
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path))
+    path = save_weights({'a': torch.ones(1)}, folder / 'weights-00000000.pth')
+    with pytest.raises(InputError, match='invalid hash value'):
+        locate(f'{address}/weights-00000000.pth')
+    assert not (tmp_path / 'checkpoints' / path.name).exists()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    path.rename(folder / f'weights-{digest}.pth')
+    assert locate(f'{address}/weights-{digest}.pth').is_file()
+
+
+MEASURE = """
+import gc, os, sys, threading, time
+import safetensors.torch
+import torch
+from se_mm.checkpoints import load_backbone
+from se_mm.models import SEResNet, SEResNeXt
+
+def held():  # bytes of this process that are no mapped files
+    (line,) = (line for line in open('/proc/self/status') if line.startswith('RssAnon'))
+    return 1024 * int(line.split()[1])
+
+def watch():
+    global peak
+    while True:
+        peak = max(peak, held())
+        time.sleep(0.001)
+
+model = SEResNet(50) if sys.argv[2] == 'SEResNet' else SEResNeXt(50)
+gc.collect()
+before = peak = held()
+threading.Thread(target=watch, daemon=True).start()
+load_backbone(model, sys.argv[1])
+print((peak - before) / os.path.getsize(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize('suffix, most', [('pth', 0.1), ('safetensors', 0.1), ('params', 1.05)])
+def test_memory(suffix, most, tmp_path):
+    """Mapped files cost nothing, which all processes of a machine share; others at most their size."""
+    path, model = tmp_path / f'weights.{suffix}', SEResNet(50)
+    if suffix == 'params':
+        model = timm.create_model('seresnext50_32x4d')
+        from test_formats import to_gluon
+
+        write_mxnet(to_gluon(model.state_dict(), 4), path)
+    else:
+        save_weights(model.state_dict(), path)
+    code, output, error = python(
+        MEASURE, path, 'SEResNeXt' if suffix == 'params' else 'SEResNet', MALLOC_TRIM_THRESHOLD_=0
+    )
+    assert code == 0, error
+    assert float(output) <= most
+
+
+def test_loaded_tensors_do_not_depend_on_the_file(tmp_path):
+    """A mapped file may be overwritten afterwards."""
+    path = save_weights(SEResNet(18).state_dict(), tmp_path / 'weights.pth')
+    model = SEResNet(18)
+    load_backbone(model, str(path))
+    before = [tensor.clone() for tensor in model.state_dict().values()]
+    path.write_bytes(bytes(path.stat().st_size))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.state_dict().values(), strict=True))
