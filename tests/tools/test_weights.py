@@ -1,0 +1,210 @@
+"""Converting, releasing and exporting weights, and checkpoints that would run code, as a user meets them."""
+
+import json
+import re
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import timm
+import torch
+from conftest import CONFIGS, TOOLS
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+from se_mm.checkpoints import read_checkpoint, save_weights
+from se_mm.utils import sha256
+
+DETECTOR = CONFIGS / 'quickstart' / 'faster_rcnn_se_r18_shapes.py'
+CLASSIFIER = CONFIGS / 'quickstart' / 'se_r18_scenes.py'
+
+
+def tool(name, *arguments):
+    return [sys.executable, TOOLS / f'{name}.py', *arguments]
+
+
+def build(config):
+    cfg = Config.fromfile(config)
+    init_default_scope(cfg.default_scope)
+    return MODELS.build(cfg.model)
+
+
+def data(root, **more):
+    values = {'train_cfg.max_epochs': 1, 'default_hooks.logger.interval': 1} | more
+    for loader in ('train', 'val', 'test'):
+        values |= {f'{loader}_dataloader.dataset.data_root': root, f'{loader}_dataloader.num_workers': 0}
+        values |= {f'{loader}_dataloader.persistent_workers': False}
+    return ['--cfg-options', *(f'{key}={value}' for key, value in values.items())]
+
+
+def test_convert_there_and_back(run, tmp_path):
+    theirs = timm.create_model('seresnext50_32x4d').state_dict()
+    save_weights(theirs, tmp_path / 'timm.safetensors')
+    code, output = run(*tool('convert_checkpoint', 'timm.safetensors', 'a/ours.pth', '--json', 'report.json'))
+    assert code == 0, output
+    report = json.loads((tmp_path / 'report.json').read_text())
+    assert report['format'] == 'timm' and report['backbone'] == dict(type='se_mm.SEResNeXt', depth=50)
+    assert report['data_preprocessor'] == dict(
+        mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True
+    )
+    assert report['fresh'] == report['left_over'] == [] and report['written'] == 'a/ours.pth'
+    assert "type='se_mm.SEResNeXt', depth=50" in output and 'mean=[123.675, 116.28, 103.53]' in output
+    classifier = build(CONFIGS / 'se_x50_32x4d_imagenet.py')
+    classifier.load_state_dict(read_checkpoint(tmp_path / 'a' / 'ours.pth')['state_dict'])
+    code, output = run(*tool('convert_checkpoint', 'a/ours.pth', 'back.safetensors', '--to', 'timm', '--hash'))
+    assert code == 0, output
+    (back,) = tmp_path.glob('back-*.safetensors')
+    assert back.stem == f'back-{sha256(back)[:8]}'
+    state = read_checkpoint(back)['state_dict']
+    assert set(state) == set(theirs) and all(torch.equal(state[name], tensor) for name, tensor in theirs.items())
+
+
+def test_converted_plain_weights_say_that_se_is_fresh(run, tmp_path):
+    save_weights(timm.create_model('resnet50d').state_dict(), tmp_path / 'plain.pth')
+    code, output = run(*tool('convert_checkpoint', 'plain.pth', 'ours.pth'), COLUMNS=200)
+    assert code == 0, output
+    text = ' '.join(output.split())
+    assert 'deep_stem=True, avg_down=True' in text and 'SE would start afresh' in text
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['missing.pth', 'b.pth'], 'checkpoint missing.pth does not exist'),
+        (['a.pth', 'a.pth'], 'a.pth is the file to convert: give another name'),
+        (['a.pth', 'b.pth'], 'a.pth: the names of its tensors are of no format known here'),
+        (['timm://seresnet50.nobodys', 'b.pth'], 'timm has no weights named'),
+    ],
+)
+def test_conversion_errors(run, tmp_path, arguments, message):
+    save_weights({'net.0.weight': torch.ones(1)}, tmp_path / 'a.pth')
+    code, output = run(*tool('convert_checkpoint', *arguments))
+    assert code == 1 and message in output and 'Traceback' not in output
+    assert not (tmp_path / 'b.pth').exists()
+
+
+def test_published_weights_are_listed(run):
+    code, output = run(*tool('convert_checkpoint', '--list'))
+    assert code == 0
+    for word in ('timm://seresnet50.ra2_in1k', 'mmcls://se-resnet101', 'SENet.caffemodel', 'avg_down=True', '15.64'):
+        assert word in output
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_released_file_is_evaluated(run, scenes, tmp_path, suffix):
+    """It holds nothing but weights and how they came about; it cannot be resumed."""
+    content = dict(
+        state_dict=build(CLASSIFIER).state_dict(),
+        optimizer=dict(state={}),
+        meta=dict(epoch=3, cfg='model = dict()', hostname='mine'),
+        message_hub={},
+    )
+    torch.save(content, tmp_path / 'epoch_3.pth')
+    code, output = run(*tool('publish_model', 'epoch_3.pth', f'released{suffix}'))
+    assert code == 0, output
+    (released,) = tmp_path.glob(f'released-*{suffix}')
+    assert released.stem == f'released-{sha256(released)[:8]}' and released.name in output
+    checkpoint = read_checkpoint(released)
+    assert 'optimizer' not in checkpoint and 'hostname' not in checkpoint.get('meta', {})
+    code, output = run(*tool('test', CLASSIFIER, released), *data(scenes))
+    assert code == 0, output
+    code, output = run(*tool('train', CLASSIFIER, '--resume', released), *data(scenes))
+    assert code == 1 and f'{released} cannot be resumed, it has no' in output
+
+
+def test_weights_of_other_projects_are_to_be_converted_first(run, scenes, tmp_path):
+    save_weights(timm.create_model('seresnet18').state_dict(), tmp_path / 'a.pth')
+    code, output = run(*tool('test', CLASSIFIER, 'a.pth'), *data(scenes))
+    assert code == 1 and 'python tools/convert_checkpoint.py a.pth NEW.pth' in output
+
+
+class Executes:
+    """Would create a file when unpickled; harmless otherwise."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), 'w')
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    path = tmp_path / 'hostile.pth'
+    content = dict(state_dict=build(CLASSIFIER).state_dict(), optimizer={}, message_hub={})
+    torch.save(dict(content, meta=Executes(tmp_path / 'was_run')), path)
+    return path
+
+
+@pytest.mark.parametrize('way', ['test', 'load_from', 'resume', 'init_cfg', 'convert', 'publish', 'export'])
+def test_code_is_refused_and_not_run(run, scenes, hostile, tmp_path, way):
+    """Also with the variable set by which people make torch trust all files."""
+    pretrained = {'model.backbone.init_cfg.type': 'Pretrained', 'model.backbone.init_cfg.checkpoint': hostile}
+    command = dict(
+        test=tool('test', CLASSIFIER, hostile, *data(scenes)),
+        load_from=tool('train', CLASSIFIER, *data(scenes, load_from=hostile)),
+        resume=tool('train', CLASSIFIER, '--resume', hostile, *data(scenes)),
+        init_cfg=tool('train', CLASSIFIER, *data(scenes, **pretrained)),
+        convert=tool('convert_checkpoint', hostile, 'out.pth'),
+        publish=tool('publish_model', hostile, 'out.pth'),
+        export=tool('export_onnx', CLASSIFIER, hostile, 'out.onnx'),
+    )[way]
+    code, output = run(*command, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1)
+    assert code == 1 and 'hostile.pth is refused' in output and 'Traceback' not in output, output
+    assert not (tmp_path / 'was_run').exists() and not list(tmp_path.glob('out*'))
+
+
+def test_config_in_a_checkpoint_is_not_run(run, scenes, tmp_path):
+    """MMEngine would, when resuming."""
+    content = dict(state_dict=build(CLASSIFIER).state_dict(), optimizer={}, message_hub={})
+    torch.save(dict(content, meta=dict(epoch=1, iter=1, config='open("was_run", "w")')), tmp_path / 'a.pth')
+    code, output = run(*tool('train', CLASSIFIER, '--resume', 'a.pth', *data(scenes)))
+    assert code == 1 and 'a.pth is refused: its meta.config would be run as a program' in output
+    assert not (tmp_path / 'was_run').exists()
+
+
+def test_trusted_file_is_run_on_request(run, scenes, hostile, tmp_path):
+    code, output = run(*tool('test', CLASSIFIER, hostile, '--unsafe-pickle'), *data(scenes))
+    assert code == 0 and 'unsafe pickles are allowed' in output, output
+    assert (tmp_path / 'was_run').exists()
+
+
+@pytest.mark.parametrize('options', [[], ['--dynamic']], ids=['fixed', 'dynamic'])
+def test_export_of_a_classifier(run, tmp_path, options):
+    model = build(CLASSIFIER).eval()
+    torch.save(model.state_dict(), tmp_path / 'a.pth')
+    code, output = run(*tool('export_onnx', CLASSIFIER, 'a.pth', 'a.onnx', '--size', '96', '64', *options))
+    assert code == 0, output
+    assert '1x3x96x64' in output and ('3x3x129x64' in output) == bool(options)
+    properties = {entry.key: entry.value for entry in onnx.load(tmp_path / 'a.onnx').metadata_props}
+    assert properties == dict(channels='RGB', mean='[123.675, 116.28, 103.53]', std='[58.395, 57.12, 57.375]')
+    session = onnxruntime.InferenceSession(tmp_path / 'a.onnx')
+    images = torch.randn(2 if options else 1, 3, 96, 96 if options else 64, generator=torch.Generator().manual_seed(0))
+    (scores,) = session.run(['scores'], dict(images=images.numpy()))
+    with torch.no_grad():
+        np.testing.assert_allclose(scores, model(images).numpy(), atol=1e-5)
+
+
+def test_export_of_a_backbone(run, tmp_path):
+    model = build(DETECTOR).eval()
+    torch.save(model.state_dict(), tmp_path / 'a.pth')
+    code, output = run(*tool('export_onnx', DETECTOR, 'a.pth', 'a.onnx', '--backbone', '--dynamic'))
+    assert code == 0, output
+    session = onnxruntime.InferenceSession(tmp_path / 'a.onnx')
+    images = torch.randn(2, 3, 65, 129, generator=torch.Generator().manual_seed(0))
+    outputs = session.run([f'stage{i}' for i in (1, 2, 3, 4)], dict(images=images.numpy()))
+    with torch.no_grad():
+        for actual, expected in zip(outputs, model.backbone(images), strict=True):
+            np.testing.assert_allclose(actual, expected.numpy(), atol=1e-5 * expected.abs().max().item())
+
+
+def test_export_errors(run, tmp_path):
+    torch.save(build(DETECTOR).state_dict(), tmp_path / 'a.pth')
+    code, output = run(*tool('export_onnx', DETECTOR, 'a.pth', 'a.onnx'))
+    assert code == 1 and re.search(r'faster_rcnn_se_r18_shapes\.py: whole detectors are exported by mmdeploy', output)
+    arguments = ['--backbone', '--size', '64', '64', '--tolerance', '1e-12']
+    code, output = run(*tool('export_onnx', DETECTOR, 'a.pth', 'a.onnx', *arguments))
+    assert code == 1 and 'a.onnx is not written: onnxruntime differs by more than --tolerance 1e-12' in output
+    assert not list(tmp_path.glob('*.onnx*'))

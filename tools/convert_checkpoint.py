@@ -1,0 +1,123 @@
+"""Convert weights of SE networks between projects, and say what became of every tensor.
+
+SRC is a file of any format that is read here, or timm://NAME and other names that init_cfg takes. DST gets
+a classifier's state dict in OpenMMLab's names (backbone., head.fc), which mmpretrain's SEResNet reads too,
+or in timm's; .safetensors for that format. --list shows the published weights with their arguments.
+"""
+
+import argparse
+from pathlib import Path
+
+import yaml
+from mmengine.registry import init_default_scope
+from rich.console import Console
+from rich.table import Table
+
+import se_mm
+from se_mm.checkpoints import (
+    constructor_arguments,
+    expected_arguments,
+    load_backbone,
+    locate,
+    openmmlab_state,
+    read_checkpoint,
+    recognise,
+    save_weights,
+    timm_state,
+    with_hash,
+)
+from se_mm.checkpoints.loading import examples
+from se_mm.engine import guard
+from se_mm.registry import MODELS
+from se_mm.utils import InputError, write_json
+
+PUBLISHED = Path(se_mm.__file__).with_name('checkpoints') / 'published.yml'
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('src', nargs='?', help='checkpoint')
+    parser.add_argument('dst', nargs='?', help='file to write')
+    parser.add_argument('--to', choices=['openmmlab', 'timm'], default='openmmlab', help='names to write [openmmlab]')
+    parser.add_argument('--prefix', help="of the backbone's names in SRC [found]")
+    parser.add_argument('--hash', action='store_true', help='append 8 digits of the SHA-256 to the name of DST')
+    parser.add_argument('--json', metavar='FILE', help='also write the report as JSON')
+    parser.add_argument('--list', action='store_true', help='list published weights and their arguments')
+    parser.add_argument(
+        '--unsafe-pickle', action='store_true', help='DANGEROUS: run whatever code SRC holds, if you trust its author'
+    )
+    args = parser.parse_args()
+    if not args.list and not args.dst:
+        parser.error('give SRC and DST, or --list')
+    return args
+
+
+def python(arguments):
+    """A dict the way it is written in a config."""
+    return f'dict({", ".join(f"{key}={value!r}" for key, value in arguments.items())})'
+
+
+def list_published(console):
+    table = Table('checkpoint', 'backbone', 'top-1', 'top-5', 'size', 'images', title='Published weights, error in %')
+    for entry in yaml.safe_load(PUBLISHED.read_text()):
+        arguments = dict(entry['arguments'], type=f'se_mm.{entry["arguments"]["type"]}')
+        errors = [f'{error:.2f}' for error in entry['error']]
+        table.add_row(entry['checkpoint'], python(arguments), *errors, str(entry.get('size', 224)), entry['images'])
+    console.print(table)
+
+
+def architecture(weights, source):
+    if 'layer1.0.conv1.weight' not in weights.tensors:
+        return dict(type='se_mm.SEBNInception')
+    arguments = expected_arguments(weights.tensors, weights.format)
+    if arguments['depth'] is None:
+        raise InputError(f'{source}: no network here has {arguments["blocks"]} blocks, as its {arguments["type"]} has')
+    return constructor_arguments(arguments)
+
+
+def main():
+    args, console = parse_args(), Console(width=None)
+    if args.list:
+        return list_published(Console(width=200))
+    source = locate(args.src)
+    if Path(args.dst).resolve() == source.resolve():
+        raise InputError(f'{args.dst} is the file to convert: give another name')
+    weights = recognise(read_checkpoint(source, args.unsafe_pickle)['state_dict'], args.src, args.prefix)
+    if weights is None:
+        raise InputError(f'{args.src}: the names of its tensors are of no format known here, see --help')
+    backbone = architecture(weights, args.src)
+    init_default_scope('se_mm')
+    plain = not any('se_layer' in name for name in weights.tensors)
+    if plain:
+        backbone.update(with_se=False)
+    report = load_backbone(MODELS.build(backbone), args.src, args.prefix, unsafe_pickle=args.unsafe_pickle)
+    backbone.pop('with_se', None) if plain else None
+    normalisation = weights.format.normalisation
+    images = dict(mean=normalisation['mean'], std=normalisation['std'], bgr_to_rgb=True) if normalisation else None
+    state = openmmlab_state(weights) if args.to == 'openmmlab' else timm_state(weights, args.src)
+    meta = dict(source=args.src, format=weights.format.name, backbone=backbone, data_preprocessor=images)
+    path = save_weights(state, args.dst, meta)
+    if args.hash:
+        path = with_hash(path)
+    table = Table(show_header=False)
+    rows = dict(
+        source=f'{args.src} ({weights.format.name})',
+        architecture=python(backbone) + (', plain: SE would start afresh' if plain else ''),
+        data_preprocessor=f'{python(images)}, in mmpretrain to_rgb=True' if images else 'the file does not say',
+        matched=f'{report.matched} tensors of the backbone, {len(weights.head)} of the classifier',
+        renamed=str(report.renamed),
+        transposed=str(report.transposed),
+    )
+    rows['left over in the file'] = examples(weights.left_over)
+    rows['left over in the backbone'] = examples(report.fresh)
+    rows['written'] = f'{path}: {len(state)} tensors with the names of {args.to}'
+    for row in rows.items():
+        table.add_row(*row)
+    console.print(table)
+    if args.json:
+        write_json(args.json, dict(meta, fresh=report.fresh, left_over=weights.left_over, written=str(path)))
+
+
+if __name__ == '__main__':
+    with guard():
+        main()

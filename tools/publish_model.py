@@ -1,0 +1,32 @@
+"""Write a checkpoint for release: the weights and their config only, with 8 digits of their SHA-256 in the name.
+
+Optimizer, schedules and logs are left out. OUT.pth becomes OUT-<hash>.pth; .safetensors is written as such.
+"""
+
+import argparse
+
+from rich.console import Console
+
+from se_mm.checkpoints import read_checkpoint, save_weights, with_hash
+from se_mm.engine import guard
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('in_file', help='checkpoint of training')
+    parser.add_argument('out_file', help='file to write, .pth or .safetensors')
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    checkpoint = read_checkpoint(args.in_file)
+    kept = ('cfg', 'dataset_meta', 'epoch', 'iter', 'seed')
+    meta = {key: value for key, value in (checkpoint.get('meta') or {}).items() if key in kept}
+    path = with_hash(save_weights(checkpoint['state_dict'], args.out_file, meta))
+    Console().print(f'{path}: {len(checkpoint["state_dict"])} tensors')
+
+
+if __name__ == '__main__':
+    with guard():
+        main()
