@@ -19,7 +19,8 @@ def number(row: Row, column: str) -> float | None:
 
 
 def name_of(row: Row) -> str:
-    return row['variant'] + (', compiled' if row['compiled'] == 'True' else '')
+    alone = ', beside plain alone' if row['part'] == 'target' else ''
+    return row['variant'] + (', compiled' if row['compiled'] == 'True' else '') + alone
 
 
 def draw_costs(rows: list[Row], path: Path) -> None:
