@@ -25,6 +25,7 @@ setup(
         'numpy>=1.26',  # numpy._core, in checkpoints of NumPy 2
         'packaging',  # comparing versions
         'safetensors',  # a format of weights
+        'pyyaml',  # the list of published weights
         'filelock',  # one download for all processes of a machine
     ],
     extras_require={

@@ -8,30 +8,27 @@ or in timm's; .safetensors for that format. --list shows the published weights w
 import argparse
 from pathlib import Path
 
-import yaml
 from mmengine.registry import init_default_scope
 from rich.console import Console
 from rich.table import Table
 
-import se_mm
+import se_mm  # noqa: F401  registers the backbones
 from se_mm.checkpoints import (
     constructor_arguments,
     expected_arguments,
     load_backbone,
     locate,
     openmmlab_state,
+    published,
     read_checkpoint,
     recognise,
     save_weights,
     timm_state,
-    with_hash,
 )
 from se_mm.checkpoints.loading import examples
 from se_mm.engine import guard
 from se_mm.registry import MODELS
 from se_mm.utils import InputError, write_json
-
-PUBLISHED = Path(se_mm.__file__).with_name('checkpoints') / 'published.yml'
 
 
 def parse_args():
@@ -59,7 +56,7 @@ def python(arguments):
 
 def list_published(console):
     table = Table('checkpoint', 'backbone', 'top-1', 'top-5', 'size', 'images', title='Published weights, error in %')
-    for entry in yaml.safe_load(PUBLISHED.read_text()):
+    for entry in published():
         arguments = dict(entry['arguments'], type=f'se_mm.{entry["arguments"]["type"]}')
         errors = [f'{error:.2f}' for error in entry['error']]
         table.add_row(entry['checkpoint'], python(arguments), *errors, str(entry.get('size', 224)), entry['images'])
@@ -67,8 +64,10 @@ def list_published(console):
 
 
 def architecture(weights, source):
-    if 'layer1.0.conv1.weight' not in weights.tensors:
+    if weights.format.name == 'Caffe' and 'stem.3.conv.weight' in weights.tensors:
         return dict(type='se_mm.SEBNInception')
+    if 'layer1.0.conv2.weight' not in weights.tensors:
+        raise InputError(f'{source}: its residual units have no second convolution, as those of all networks here')
     arguments = expected_arguments(weights.tensors, weights.format)
     if arguments['depth'] is None:
         raise InputError(f'{source}: no network here has {arguments["blocks"]} blocks, as its {arguments["type"]} has')
@@ -82,7 +81,8 @@ def main():
     source = locate(args.src)
     if Path(args.dst).resolve() == source.resolve():
         raise InputError(f'{args.dst} is the file to convert: give another name')
-    weights = recognise(read_checkpoint(source, args.unsafe_pickle)['state_dict'], args.src, args.prefix)
+    content = read_checkpoint(source, args.unsafe_pickle)
+    weights = recognise(content['state_dict'], args.src, args.prefix, content.get('meta'))
     if weights is None:
         raise InputError(f'{args.src}: the names of its tensors are of no format known here, see --help')
     backbone = architecture(weights, args.src)
@@ -96,9 +96,7 @@ def main():
     images = dict(mean=normalisation['mean'], std=normalisation['std'], bgr_to_rgb=True) if normalisation else None
     state = openmmlab_state(weights) if args.to == 'openmmlab' else timm_state(weights, args.src)
     meta = dict(source=args.src, format=weights.format.name, backbone=backbone, data_preprocessor=images)
-    path = save_weights(state, args.dst, meta)
-    if args.hash:
-        path = with_hash(path)
+    path = save_weights(state, args.dst, meta, args.hash)
     table = Table(show_header=False)
     rows = dict(
         source=f'{args.src} ({weights.format.name})',
@@ -108,6 +106,8 @@ def main():
         renamed=str(report.renamed),
         transposed=str(report.transposed),
     )
+    if weights.format.caffe_style is None and 'layer1.0.conv3.weight' in weights.tensors:
+        rows['assumed'] = "style='pytorch', stem_pool_ceil_mode=False, SE last in its unit: the file does not say"
     rows['left over in the file'] = examples(weights.left_over)
     rows['left over in the backbone'] = examples(report.fresh)
     rows['written'] = f'{path}: {len(state)} tensors with the names of {args.to}'

@@ -1,6 +1,6 @@
 """Export a classifier, or the backbone of any model, to ONNX, and check it with onnxruntime.
 
-The input is a batch of normalised images, (N, 3, H, W), float32. The file's metadata say the order of their channels,
+The input is a batch of normalised images, (N, C, H, W), float32. The file's metadata say the order of their channels,
 and which mean and std (0 to 255, in that order) the config has. A classifier's output are its scores before softmax,
 a backbone's the maps of its stages.
 """
@@ -42,30 +42,32 @@ def parse_args():
 
 
 def build(args):
-    """The model and the names of its outputs."""
+    """The model, the channels of its input, the names of its outputs and the config of its images."""
     cfg = load_config(args.config)
     check_scope(cfg)
     init_default_scope(cfg.default_scope)
     images = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    channels = cfg.model.backbone.get('in_channels', 3)
     if args.backbone:
         cfg.model.backbone.pop('init_cfg', None)
         model = MODELS.build(cfg.model.backbone)
         if not isinstance(model, Backbone):
             raise InputError(f'{args.config}: its backbone {type(model).__name__} is none of this package')
         load_backbone(model, args.checkpoint)
-        return model.eval(), [f'stage{i + 1}' for i in model.out_indices], images
+        return model.eval(), channels, [f'stage{i + 1}' for i in model.out_indices], images
     if cfg.default_scope != 'mmpretrain':
         raise InputError(f'{args.config}: whole detectors are exported by mmdeploy; the backbone by --backbone')
     model = MODELS.build(cfg.model)
     check_checkpoint(args.checkpoint, model, training=False, resume=False)
-    model.load_state_dict(read_checkpoint(args.checkpoint)['state_dict'])
+    state = read_checkpoint(args.checkpoint)['state_dict']
+    model.load_state_dict({name.removeprefix('module.'): tensor for name, tensor in state.items()})
     model.eval()
-    return model, ['scores'], images
+    return model, channels, ['scores'], images
 
 
-def export(model: nn.Module, args, outputs):
+def export(model: nn.Module, channels, args, outputs):
     """The ONNX model of the traced network."""
-    size = (args.batch, 3, *args.size)
+    size = (args.batch, channels, *args.size)
     dynamic = None
     if args.dynamic:
         size = (2, *size[1:])  # one image would be taken for a constant
@@ -81,15 +83,15 @@ def export(model: nn.Module, args, outputs):
     return program.model_proto
 
 
-def check(content, model, args):
+def check(content, model, channels, args):
     """Largest difference from the model's outputs, of the largest value, for every size that is tried."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
     height, width = args.size
-    sizes = [(args.batch, 3, height, width)]
+    sizes = [(args.batch, channels, height, width)]
     if args.dynamic:
-        sizes += [(3, 3, height + 33, width), (1, 3, height, width + 1)]
+        sizes += [(3, channels, height + 33, width), (1, channels, height, width + 1)]
     differences = {}
     for size in sizes:
         images = torch.randn(size, generator=torch.Generator().manual_seed(0))
@@ -111,13 +113,13 @@ def main():
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise InputError(f"exporting needs {error.name}: pip install 'se_mm[onnx]'") from error
-    model, outputs, images = build(args)
-    exported = export(model, args, outputs)
+    model, channels, outputs, images = build(args)
+    exported = export(model, channels, args, outputs)
     if images.get('mean') is not None:
         order = 'RGB' if images.get('bgr_to_rgb') or images.get('to_rgb') else 'BGR'
         onnx.helper.set_model_props(exported, dict(channels=order, **{k: str(images[k]) for k in ('mean', 'std')}))
     content = exported.SerializeToString()
-    differences = check(content, model, args)
+    differences = check(content, model, channels, args)
     table = Table('input', 'largest difference')
     for size, difference in differences.items():
         table.add_row('x'.join(map(str, size)), f'{difference:.1e}')

@@ -7,7 +7,7 @@ import argparse
 
 from rich.console import Console
 
-from se_mm.checkpoints import read_checkpoint, save_weights, with_hash
+from se_mm.checkpoints import read_checkpoint, save_weights
 from se_mm.engine import guard
 
 
@@ -21,9 +21,9 @@ def parse_args():
 def main():
     args = parse_args()
     checkpoint = read_checkpoint(args.in_file)
-    kept = ('cfg', 'dataset_meta', 'epoch', 'iter', 'seed')
+    kept = ('backbone', 'cfg', 'data_preprocessor', 'dataset_meta', 'epoch', 'iter', 'seed')
     meta = {key: value for key, value in (checkpoint.get('meta') or {}).items() if key in kept}
-    path = with_hash(save_weights(checkpoint['state_dict'], args.out_file, meta))
+    path = save_weights(checkpoint['state_dict'], args.out_file, meta, hashed=True)
     Console().print(f'{path}: {len(checkpoint["state_dict"])} tensors')
 
 

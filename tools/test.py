@@ -14,6 +14,7 @@ from rich import print as rich_print
 from rich.table import Table
 
 import se_mm  # noqa: F401  registers the backbones
+from se_mm.checkpoints import locate
 from se_mm.engine import check_config, guard, init_distributed, load_config, once_per_machine
 from se_mm.engine.config import add_arguments, parse_arguments
 from se_mm.engine.evaluate import coco_metrics, save_predictions, write_metrics
@@ -94,7 +95,7 @@ def main():
         raise InputError(f'--fuse-conv-bn: the EMAHook of {args.config} exchanges weights that are folded by then')
     if args.show or args.show_dir:
         add_visualization(cfg, args)
-    cfg.load_from = args.checkpoint
+    cfg.load_from = args.checkpoint = str(locate(args.checkpoint))
     prefix = str(Path(cfg.work_dir, 'predictions'))
     kinds = save_predictions(cfg, prefix)
     if args.classwise and not kinds:

@@ -7,10 +7,10 @@ from collections import defaultdict
 
 from torch import Tensor, nn
 
+from se_mm.models.se_layer import VARIANTS, squeezed_width
+
 from .formats import Format
 
-VARIANTS = {(1,): 'standard', (2, 1): 'slow_squeeze', (1, 2): 'slow_excite', (2, 1, 2): 'slow_squeeze_excite',
-            (1, 1): 'bump'}  # fmt: skip
 DEPTHS = {
     ('basic', (2, 2, 2, 2)): 18,
     ('basic', (3, 4, 6, 3)): 34,
@@ -54,8 +54,9 @@ def arguments_of(tensors: dict[str, Tensor]) -> dict:
     arguments['type'] = 'SENet' if halved else 'SEResNeXt' if groups > 1 else 'SEResNet'
     depth = DEPTHS.get(('bottleneck' if bottleneck else 'basic', counts))
     arguments['depth'] = 154 if halved and depth == 152 else depth
-    if groups > 1:
-        arguments.update(groups=groups, base_width=width * 64 // (arguments['base_channels'] * groups))
+    base_width = width * 64 // (arguments['base_channels'] * groups)
+    if groups > 1 or base_width != 64:  # wide residual networks are SEResNeXt with one group
+        arguments.update(type='SENet' if halved else 'SEResNeXt', groups=groups, base_width=base_width)
     downsample = [name for name in shapes if re.fullmatch(r'layer\d+\.0\.downsample\.[01]\.weight', name)]
     convs = [name for name in downsample if len(shapes[name]) == 4]
     if convs:
@@ -73,16 +74,19 @@ def arguments_of(tensors: dict[str, Tensor]) -> dict:
     if squeezed:
         widths = squeezed[max(squeezed)]
         variant = next(
-            (v for v in VARIANTS if len(v) == len(widths) and len({w / f for w, f in zip(widths, v)}) == 1), None
+            (n for n, v in VARIANTS.items() if len(v) == len(widths) and len({w / f for w, f in zip(widths, v)}) == 1),
+            'standard',
         )
-        base = {c: w[0] // variant[0] if variant else w[0] for c, w in squeezed.items()}
-        arguments['se_ratio'] = max(base) // base[max(base)]
-        exact = all(w == max(1, c // arguments['se_ratio']) for c, w in base.items())
+        base = {c: w[0] // VARIANTS[variant][0] for c, w in squeezed.items()}
+        arguments['se_ratio'] = ratio = max(base) // base[max(base)]
         arguments['se_cfg'] = se_cfg = {}
-        if not exact:
-            se_cfg['divisor'] = 8
-        if variant and VARIANTS[variant] != 'standard':
-            se_cfg['variant'] = VARIANTS[variant]
+        divisor = next(
+            (d for d in (1, 8, 4, 2, 16, 32) if all(w == squeezed_width(c, ratio, d) for c, w in base.items())), 1
+        )
+        if divisor != 1:
+            se_cfg['divisor'] = divisor
+        if variant != 'standard':
+            se_cfg['variant'] = variant
         if not bias:
             se_cfg['bias'] = False
     return arguments
@@ -94,7 +98,9 @@ def expected_arguments(tensors: dict[str, Tensor], format: Format) -> dict:
     if format.stem_pool_ceil_mode is not None:
         arguments['stem_pool_ceil_mode'] = format.stem_pool_ceil_mode
     if format.caffe_style is not None and 'layer1.0.conv3.weight' in tensors:
-        caffe = format.caffe_style == 'SE-ResNet' and arguments['type'] == 'SEResNet'
+        caffe = format.caffe_style == 'always' or (
+            format.caffe_style == 'SE-ResNet' and arguments['type'] == 'SEResNet'
+        )
         arguments['style'] = 'caffe' if caffe else 'pytorch'
     return arguments
 
@@ -133,7 +139,9 @@ def differences(expected: dict, model: nn.Module) -> list[str]:
     stages = len(actual['blocks'])
     changes = []
     expected = dict(expected, blocks=expected['blocks'][:stages])
-    if expected['blocks'] != actual['blocks']:
+    if expected['depth'] is None:
+        changes.append(f'blocks of its stages to {expected["blocks"]}, which no depth here has')
+    elif expected['blocks'] != actual['blocks'] or (stages == 4 and expected['depth'] != actual['depth']):
         changes.append(f'depth={expected["depth"]} (is {model.depth})')
     for key, value in expected.items():
         if key in ('blocks', 'depth') or key not in actual or value == actual[key]:

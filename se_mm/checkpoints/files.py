@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
 import logging
 import os
 import pickle
@@ -78,10 +80,17 @@ def read_torch(path: Path, unsafe_pickle: bool = False) -> object:
         raise
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
+def read_safetensors(path: Path) -> dict:
+    """``state_dict`` and ``meta``, whose values are JSON where this package wrote them."""
+    from safetensors import safe_open
     from safetensors.torch import load_file
 
-    return load_file(path)
+    with safe_open(path, 'pt') as file:
+        meta = file.metadata() or {}
+    for key, value in meta.items():
+        with contextlib.suppress(ValueError):
+            meta[key] = json.loads(value)
+    return dict(state_dict=load_file(path), meta=meta)
 
 
 class _PlainUnpickler(pickle._Unpickler):

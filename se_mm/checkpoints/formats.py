@@ -34,7 +34,8 @@ class Format(NamedTuple):
         head: foreign name of the classifier.
         normalisation: mean and standard deviation (0 to 255) of the images; None if the files don't say.
         stem_pool_ceil_mode: rounding of the stem's pool, None if the files don't say.
-        caffe_style: 'never', 'SE-ResNet' (bottlenecks without groups), or None if the files don't say.
+        caffe_style: 'never', 'always', 'SE-ResNet' (bottlenecks without groups), or None if the files don't say.
+        torch_names: whether parameters are named as in torch.
         refusal: why no network here computes what such weights were trained for, None if one does.
     """
 
@@ -46,6 +47,7 @@ class Format(NamedTuple):
     normalisation: dict | None = None
     stem_pool_ceil_mode: bool | None = None
     caffe_style: str | None = None
+    torch_names: bool = True
     refusal: str | None = None
 
 
@@ -159,7 +161,7 @@ GLUON_DEEP_STEM = [('features.{i}.{p}', 'stem.{i}.{p}')]
 FOUND_IN_TIMM = dict(normalisation=IMAGENET, stem_pool_ceil_mode=False, caffe_style='never')
 FROM_CAFFE = dict(stem_pool_ceil_mode=True, caffe_style='SE-ResNet')
 CADENE = dict(FROM_CAFFE, normalisation=IMAGENET)
-GLUON = FOUND_IN_TIMM
+GLUON = PADDLE_CLAS = dict(FOUND_IN_TIMM, torch_names=False)
 GLUON_SENET = dict(GLUON, stem_pool_ceil_mode=True)
 
 # The first that fits counts.
@@ -181,11 +183,20 @@ FORMATS = (
     Format('plain ResNet', RESNET, (), (), 'fc'),
     Format('GluonCV', ('features.4.0.body.0.weight',), (), GLUON_STEM + _gluon_rules(3), 'output', **GLUON),
     Format('GluonCV', ('features.10.0.body.0.weight',), (), _gluon_rules(9) + GLUON_DEEP_STEM, 'output', **GLUON_SENET),
-    Format('PaddleClas', PADDLE, (r'^conv1_1\.', r'^bb_0_0\.conv2\.'), _paddle_rules(1), 'out', **FOUND_IN_TIMM),
+    Format('PaddleClas', PADDLE, (r'^conv1_1\.', r'^bb_0_0\.conv2\.'), _paddle_rules(1), 'out', **PADDLE_CLAS),
     Format('PaddleClas', PADDLE, (r'^conv1_1\.',), (), 'out', refusal=CONVOLVED_SHORTCUT),
-    Format('PaddleClas', PADDLE, (), _paddle_rules(0), 'out', **FOUND_IN_TIMM),
-    Format('Caffe', ('conv2_1_1x1_reduce.weight',), (), _caffe_rules(), 'classifier', CAFFE, **FROM_CAFFE),
-    Format('Caffe', ('inception_3a/1x1.weight',), (), _caffe_inception_rules, 'classifier', CAFFE),
+    Format('PaddleClas', PADDLE, (), _paddle_rules(0), 'out', **PADDLE_CLAS),
+    Format(
+        'Caffe',
+        ('conv2_1_1x1_reduce.weight',),
+        (),
+        _caffe_rules(),
+        'classifier',
+        CAFFE,
+        torch_names=False,
+        **FROM_CAFFE,
+    ),
+    Format('Caffe', ('inception_3a/1x1.weight',), (), _caffe_inception_rules, 'classifier', CAFFE, torch_names=False),
 )
 
 
@@ -248,13 +259,16 @@ def _prefixes(names: Iterable[str], anchor: str) -> list[str]:
     return [name.removesuffix(anchor) for name in names if name == anchor or name.endswith(f'.{anchor}')]
 
 
-def recognise(tensors: dict[str, Tensor], source: str, prefix: str | None = None) -> Weights | None:
+def recognise(
+    tensors: dict[str, Tensor], source: str, prefix: str | None = None, meta: dict | None = None
+) -> Weights | None:
     """The backbone among a checkpoint's tensors.
 
     Args:
         tensors: what the checkpoint holds.
         source: its path, for errors.
         prefix: of the backbone's names; None to find it.
+        meta: what the checkpoint says of itself; ``backbone`` and ``data_preprocessor`` if converted here.
 
     Returns:
         The weights with our names, or None if the names are of no format in ``FORMATS``.
@@ -268,34 +282,49 @@ def recognise(tensors: dict[str, Tensor], source: str, prefix: str | None = None
         if not any(name.startswith(prefix) for name in tensors):
             starts = sorted({name.partition('.')[0] for name in tensors})[:8]
             raise InputError(f"{source}: no tensor's name starts with prefix={prefix!r}; they start with {starts}")
-    tensors = _with_torch_names(tensors)
+    foreign = _with_torch_names(tensors)
     for format in FORMATS:
-        found = [p for anchor in format.anchors for p in _prefixes(tensors, anchor) if prefix in (None, p)]
+        state = tensors if format.torch_names else foreign
+        found = [p for anchor in format.anchors for p in _prefixes(state, anchor) if prefix in (None, p)]
         if not found:
             continue
         usual = [p for p in found if p in ('', 'module.', 'backbone.', 'module.backbone.')]
         if len(found) > 1 and len(usual) != 1:
             raise InputError(f'{source} has several backbones: choose one by init_cfg.prefix, of {found}')
         chosen = (usual or found)[0]
-        inside = {name.removeprefix(chosen): name for name in tensors if name.startswith(chosen)}
+        inside = {name.removeprefix(chosen): name for name in state if name.startswith(chosen)}
         if all(re.search(mark, '\n'.join(inside), re.MULTILINE) for mark in format.marks):
             if format.refusal:
                 raise InputError(f'{source} ({format.name}) has no equal here: {format.refusal}')
-            return _convert(format, chosen, inside, tensors)
+            return _convert(_described(format, meta), chosen, inside, state)
     return None
+
+
+def _described(format: Format, meta: dict | None) -> Format:
+    """The format with what a file converted here says of itself."""
+    meta = meta if isinstance(meta, dict) and isinstance(meta.get('backbone'), dict) else None
+    if meta is None:
+        return format
+    backbone, images = meta['backbone'], meta.get('data_preprocessor')
+    return format._replace(
+        stem_pool_ceil_mode=bool(backbone.get('stem_pool_ceil_mode', str(backbone.get('type')).endswith('SENet'))),
+        caffe_style='always' if backbone.get('style') == 'caffe' else 'never',
+        normalisation=images if isinstance(images, dict) and {'mean', 'std'} <= set(images) else None,
+    )
 
 
 def _convert(format: Format, prefix: str, inside: dict[str, str], tensors: dict[str, Tensor]) -> Weights:
     rules = format.rules() if callable(format.rules) else format.rules
     backbone, head, left_over, renamed, transposed = {}, {}, [], 0, 0
-    own_head = re.compile(rf'{re.escape(format.head)}\.(weight|bias)')
+    own_head = re.compile(rf'(?:head\.fc|{re.escape(format.head)})\.(weight|bias)')
+    paddle = format.name == 'PaddleClas'
     for name, original in inside.items():
         tensor, ours = tensors[original], rename(name, rules)
         if found := own_head.fullmatch(name):
-            head[found[1]] = tensor.t() if format.name == 'PaddleClas' and tensor.dim() == 2 else tensor
-        elif re.match(r'(conv|bn|gn|stem|layer\d|norm|stage)', ours):
-            if tensor.dim() == 2:  # fully connected, of SE
-                tensor = (tensor.t() if format.name == 'PaddleClas' else tensor)[:, :, None, None]
+            head[found[1]] = tensor.t() if paddle and tensor.dim() == 2 else tensor
+        elif re.match(r'(conv|bn|gn|in|ln|norm)\d*\.|stem\.|(layer|stage)\d', ours):
+            if tensor.dim() == 2 and '.se_layer.' in ours:
+                tensor = (tensor.t() if paddle else tensor)[:, :, None, None]
                 transposed += 1
             if format.name == 'Caffe' and ours in ('conv1.weight', 'stem.0.weight', 'stem.0.conv.weight'):
                 tensor = tensor.flip(1)  # BGR to RGB

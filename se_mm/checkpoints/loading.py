@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
 import re
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import NamedTuple
 from urllib.parse import urlparse
 
 import torch
+import yaml
 from filelock import FileLock
 from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
@@ -22,6 +25,19 @@ from .reading import read_checkpoint
 
 # Parts that no weights of another project have: they start afresh.
 OWN_PARTS = re.compile(r'conv_offset|num_batches_tracked')
+# Parts that no backbone has.
+HEADS = re.compile(r'(head|fc|classifier|neck|last_linear|out|output|proj\w*)\.')
+STAGE = re.compile(r'(layer|stage)\d+\.')
+
+
+def published() -> list[dict]:
+    """Published weights of SE networks.
+
+    Returns:
+        Dicts of ``checkpoint``, ``arguments`` of the backbone, ``error`` (top-1 and top-5 on ImageNet in %),
+        ``images`` (normalisation, 'imagenet' or 'caffe') and, if not 224, ``size``.
+    """
+    return yaml.safe_load(Path(__file__).with_name('published.yml').read_text())
 
 
 def locate(checkpoint: str) -> Path:
@@ -42,13 +58,16 @@ def locate(checkpoint: str) -> Path:
     url = checkpoint if scheme in ('http', 'https') else _openmmlab_url(scheme, name)
     if not url.startswith('http'):
         return Path(url)
-    path = Path(torch.hub.get_dir(), 'checkpoints', Path(urlparse(url).path).name)
+    name = Path(urlparse(url).path).name
+    digest = re.search(r'-([a-f0-9]{8,})\.', name)  # OpenMMLab's convention and torch's
+    # Files of the same name from elsewhere are told apart by their digest or their address.
+    folder = '' if digest else hashlib.sha256(url.encode()).hexdigest()[:8]
+    path = Path(torch.hub.get_dir(), 'checkpoints', folder, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f'{path}.lock'):
         if not path.is_file():
             print_log(f'downloading {url} to {path}', logger='current')
             try:
-                digest = re.search(r'-([a-f0-9]{8,})\.', path.name)  # OpenMMLab's convention and torch's
                 torch.hub.download_url_to_file(url, str(path), digest and digest[1])
             except Exception as error:
                 raise InputError(_offline(checkpoint, url, path, error)) from error
@@ -64,6 +83,8 @@ def _offline(checkpoint: str, url: str, path: str | Path, error: Exception) -> s
 
 
 def _locate_in_timm(name: str) -> Path:
+    if re.search(r'res(net|next)(aa|blur)', name):
+        raise InputError(f'checkpoint timm://{name}: no network here smooths before its strides, as this one does')
     try:
         import timm
         from huggingface_hub import hf_hub_download
@@ -164,10 +185,10 @@ def examples(names: list[str]) -> str:
 
 
 def backbone_weights(
-    tensors: dict[str, Tensor], source: str, prefix: str | None
+    tensors: dict[str, Tensor], source: str, prefix: str | None, meta: dict | None = None
 ) -> tuple[dict[str, Tensor], Weights | None]:
     """A backbone's tensors with our names, and what they were if of a known format."""
-    weights = recognise(tensors, source, prefix)
+    weights = recognise(tensors, source, prefix, meta)
     if weights is not None:
         return weights.tensors, weights
     if prefix is None:
@@ -207,29 +228,35 @@ def load_backbone(
     """
     if fresh_se not in ('random', 'identity'):
         raise InputError(f"init_cfg.fresh_se={fresh_se!r}: choose 'random' or 'identity'")
-    tensors = read_checkpoint(locate(checkpoint), unsafe_pickle)['state_dict']
-    tensors, weights = backbone_weights(tensors, checkpoint, prefix)
-    own = model.state_dict()
-    name = type(model).__name__
-    if strict and weights and hasattr(model, 'maxpool') and 'layer1.0.conv2.weight' in own:
+    content = read_checkpoint(locate(checkpoint), unsafe_pickle)
+    tensors, weights = backbone_weights(content['state_dict'], checkpoint, prefix, content.get('meta'))
+    own, name = model.state_dict(), type(model).__name__
+    residual = 'layer1.0.conv2.weight'
+    if weights and hasattr(model, 'maxpool') and residual in own and residual in tensors:
         changes = differences(expected_arguments(tensors, weights.format), model)
+        message = f'checkpoint {checkpoint} ({weights.format.name}) does not fit this {name}: set {", ".join(changes)}'
+        if changes and strict:
+            raise InputError(message)
         if changes:
-            raise InputError(
-                f'checkpoint {checkpoint} ({weights.format.name}) does not fit this {name}: set {", ".join(changes)}'
-            )
+            print_log(message, logger='current', level=logging.WARNING)
     shapes = [k for k, t in tensors.items() if k in own and t.shape != own[k].shape]
     fresh = [k for k in own if k not in tensors]
-    stages = [f'{stage}.' for stage in getattr(model, 'stage_names', ())]
-    left_over = [k for k in tensors if k not in own]
+    surplus = [k for k in tensors if k not in own]
+    stages = tuple(f'{stage}.' for stage in getattr(model, 'stage_names', ()))
     plain = not any('se_layer' in k for k in tensors)
-    missing = [k for k in fresh if not OWN_PARTS.search(k) and not (plain and 'se_layer' in k)]
-    missing = [k for k in missing if not _of_plugin(model, k)]
-    unexpected = [
-        k for k in left_over
-        if not re.match(r'(head|fc|classifier|neck)\.', k)
-        and not (re.match(r'(layer|stage)\d+\.', k) and not k.startswith(tuple(stages)))
-        and not k.endswith('num_batches_tracked')
+    missing = [
+        k for k in fresh
+        if not (OWN_PARTS.search(k) or plain and 'se_layer' in k or _of_plugin(model, k))
     ]  # fmt: skip
+    unexpected = [
+        k for k in surplus
+        if not (HEADS.match(k) or k.endswith('num_batches_tracked') or STAGE.match(k) and not k.startswith(stages))
+    ]  # fmt: skip
+    left_over = surplus
+    if weights:
+        inside = [k for k in weights.left_over if k.startswith(weights.prefix)]
+        unexpected += [k for k in inside if not HEADS.match(k.removeprefix(weights.prefix))]
+        left_over = weights.left_over + [f'{weights.format.head}.{k}' for k in weights.head] + surplus
     if shapes or (strict and (missing or unexpected)) or len(fresh) == len(own):
         raise InputError(
             f'checkpoint {checkpoint} does not fit this {name}: of its {len(own)} tensors {examples(missing)} are '
@@ -242,9 +269,6 @@ def load_backbone(
         if not plain or not any('se_layer' in k for k in fresh):
             raise InputError(f"init_cfg.fresh_se='identity': checkpoint {checkpoint} has SE, or {name} has none")
         start_as_identity(model)
-    left_over = (
-        weights.left_over + [f'{weights.format.head}.{k}' for k in weights.head] if weights else []
-    ) + left_over
     counts = (weights.renamed, weights.transposed) if weights else (0, 0)
     return Report(checkpoint, weights and weights.format, len(own) - len(fresh), *counts, fresh, left_over)
 

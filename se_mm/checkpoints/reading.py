@@ -46,14 +46,14 @@ def read_checkpoint(path: str | os.PathLike, unsafe_pickle: bool = False) -> dic
     try:
         checkpoint = read(path, unsafe_pickle) if read is read_torch else read(path)
     except RefusedError as error:
+        trusted = ' If you trust whoever wrote it, init_cfg.unsafe_pickle=True or --unsafe-pickle of the tools runs it.'
         raise InputError(
             f'checkpoint {path} is refused: it holds objects other than tensors and plain data, which could run '
-            f'code when loaded ({error}). Have its state_dict saved alone, or, if you trust whoever wrote it, see '
-            '--unsafe-pickle'
+            f'code when loaded ({error}). Have its state_dict saved alone.{trusted if read is read_torch else ""}'
         ) from error
     except ImportError as error:
         raise InputError(f"checkpoint {path} needs {error.name}: pip install 'se_mm[weights]'") from error
-    except (Exception, MemoryError) as error:  # reading arbitrary bytes can fail in any way
+    except Exception as error:  # reading arbitrary bytes can fail in any way
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
             f'checkpoint {path} is damaged or no checkpoint: copy or download it again ({reason})'

@@ -21,7 +21,7 @@ from torch import nn
 
 from se_mm.checkpoints import Report, check_fit, load_backbone, read_checkpoint, recognise
 from se_mm.datasets import Places365
-from se_mm.models.base import Backbone, loading_arguments
+from se_mm.models.base import Backbone, is_pretrained, loading_arguments
 from se_mm.utils import InputError
 
 SCOPES = ('mmdet', 'mmpretrain')
@@ -41,7 +41,7 @@ def check_config(cfg: Config, *, training: bool, checkpoint: str | None = None) 
     """
     check_scope(cfg)
     model = build_model(cfg)
-    if checkpoint is not None and '://' not in checkpoint:
+    if checkpoint is not None:
         check_checkpoint(checkpoint, model, training=training, resume=training and bool(cfg.get('resume')))
     if training:
         check_pretrained(cfg.model, cfg.get('data_preprocessor'))
@@ -102,13 +102,16 @@ def check_checkpoint(path: str, model: nn.Module, *, training: bool, resume: boo
                 f'checkpoint {path} cannot be resumed, it has no {", ".join(missing)}: start from its weights with '
                 f'--cfg-options load_from={path}'
             )
-        if 'config' in checkpoint['meta']:  # which MMEngine would run, and writes as cfg
+        if 'config' in (checkpoint['meta'] or ()):  # which MMEngine would run, and writes as cfg
             raise InputError(f'checkpoint {path} is refused: its meta.config would be run as a program')
     weights = checkpoint['state_dict']
     try:
         check_fit(weights, model, path, strict=resume or not training)
     except InputError:
-        found = recognise(weights, path)
+        try:
+            found = recognise(weights, path)
+        except InputError:  # several backbones
+            found = None
         if found is None or not found.renamed:
             raise
         raise InputError(
@@ -117,36 +120,43 @@ def check_checkpoint(path: str, model: nn.Module, *, training: bool, resume: boo
         ) from None
 
 
-def check_pretrained(model_cfg: dict, images: dict | None, path: str = 'model') -> None:
+def check_pretrained(node: object, images: dict | None, path: str = 'model') -> None:
     """Read the checkpoints that parts of the model are initialised from; those of other packages' parts if local.
 
     Args:
-        model_cfg: config of the model or of a part.
+        node: config of the model or of a part, or a list of some.
         images: config of the data preprocessor.
-        path: of ``model_cfg`` in the config.
+        path: of ``node`` in the config.
     """
-    images = model_cfg.get('data_preprocessor') or images
-    for key, value in model_cfg.items():
-        if not isinstance(value, dict):
-            continue
-        if key != 'init_cfg' or value.get('type') != 'Pretrained':
+    if isinstance(node, list | tuple):
+        for i, item in enumerate(node):
+            check_pretrained(item, images, f'{path}.{i}')
+    if not isinstance(node, dict):
+        return
+    images = node.get('data_preprocessor') or images
+    for key, value in node.items():
+        if key != 'init_cfg':
             check_pretrained(value, images, f'{path}.{key}')
-            continue
-        part = MODELS.build(deepcopy({k: v for k, v in model_cfg.items() if k != 'init_cfg'}))
-        local = '://' not in value['checkpoint']
+    given = node.get('init_cfg')
+    cfgs = [('init_cfg', cfg) for cfg in (given if isinstance(given, list) else [given]) if is_pretrained(cfg)]
+    if 'type' in node and isinstance(node.get('pretrained'), str):
+        cfgs.append(('pretrained', dict(type='Pretrained', checkpoint=node['pretrained'])))
+    for key, cfg in cfgs:
+        part = MODELS.build(deepcopy({k: v for k, v in node.items() if k not in ('init_cfg', 'pretrained')}))
+        checkpoint = str(cfg.get('checkpoint'))
         try:
             if isinstance(part, Backbone):
-                check_images(load_backbone(part, **loading_arguments(value)), images, path)
-            elif local:
-                weights = read_checkpoint(value['checkpoint'])['state_dict']
-                prefix = f'{value["prefix"].rstrip(".")}.' if value.get('prefix') else ''
+                check_images(load_backbone(part, **loading_arguments(cfg)), images, path)
+            elif '://' not in checkpoint:
+                weights = read_checkpoint(checkpoint)['state_dict']
+                prefix = f'{cfg["prefix"].rstrip(".")}.' if cfg.get('prefix') else ''
                 weights = {k.removeprefix(prefix): w for k, w in weights.items() if k.startswith(prefix)}
-                check_fit(weights, part, value['checkpoint'], strict=False)
+                check_fit(weights, part, checkpoint, strict=False)
         except InputError as error:
-            if not local or Path(value['checkpoint']).exists():
-                raise InputError(f'{path}.init_cfg: {error}') from error
+            if '://' in checkpoint or Path(checkpoint).exists():
+                raise InputError(f'{path}.{key}: {error}') from error
             raise InputError(
-                f'{path}.init_cfg: {error}. Train the backbone first (configs/README.md lists the ImageNet '
+                f'{path}.{key}: {error}. Train the backbone first (configs/README.md lists the ImageNet '
                 f'configs), or give another file with --cfg-options {path}.init_cfg.checkpoint=FILE'
             ) from error
 

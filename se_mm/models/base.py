@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from se_mm.checkpoints import load_backbone
+from se_mm.utils import InputError
 
 from .se_layer import SELayer
 
@@ -22,8 +24,19 @@ def is_pretrained(cfg: dict | None) -> bool:
 
 
 def loading_arguments(cfg: dict) -> dict:
-    """Arguments of :func:`load_backbone` from an init_cfg; all weights are read to the CPU."""
-    return {key: value for key, value in cfg.items() if key not in ('type', 'map_location')}
+    """Arguments of :func:`load_backbone` from an init_cfg; all weights are read to the CPU.
+
+    Raises:
+        InputError: no checkpoint, or a key that means nothing.
+    """
+    arguments = {key: value for key, value in cfg.items() if key not in ('type', 'map_location')}
+    known = list(inspect.signature(load_backbone).parameters)[1:]
+    unknown = sorted(set(arguments) - set(known))
+    if unknown or 'checkpoint' not in arguments:
+        raise InputError(
+            f'init_cfg: {f"unknown {unknown[0]}" if unknown else "no checkpoint"}; it takes {", ".join(known)}'
+        )
+    return arguments
 
 
 class Stage(Sequential):

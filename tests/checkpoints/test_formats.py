@@ -1,19 +1,16 @@
 """Weights of other projects give here the features they give there, and go back as they came."""
 
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
 import torchvision
-import yaml
 from caffe import CaffeNet
 from foreign_files import write_caffemodel, write_mxnet
 from torch import nn
 
-import se_mm
 from se_mm.checkpoints import (
     arguments_of,
     constructor_arguments,
@@ -25,11 +22,12 @@ from se_mm.checkpoints import (
     save_weights,
     timm_state,
 )
+from se_mm.checkpoints import published as published_weights
 from se_mm.models import SEBNInception, SENet, SEResNet, SEResNeXt
 from se_mm.registry import MODELS
 from se_mm.utils import InputError
 
-PUBLISHED = yaml.safe_load(Path(se_mm.__file__).with_name('checkpoints').joinpath('published.yml').read_text())
+PUBLISHED = published_weights()
 # of every architecture that timm publishes, one
 IN_TIMM = [
     'legacy_seresnet50.in1k',
@@ -341,6 +339,8 @@ MISFITS = [
     ('legacy_seresnet50', dict(), ["style='caffe' (is 'pytorch')", 'stem_pool_ceil_mode=True (is False)']),
     ('seresnet50', dict(stem_pool_ceil_mode=True), ['stem_pool_ceil_mode=False (is True)']),
     ('seresnet50', dict(depth=101), ['depth=50 (is 101)']),
+    ('seresnet50', dict(depth=34), ['depth=50 (is 34)']),
+    ('seresnext26d_32x4d', dict(), ['blocks of its stages to (2, 2, 2, 2), which no depth here has']),
     ('seresnet50', dict(se_ratio=8), ['se_ratio=16 (is 8)']),
     ('seresnet50', dict(se_cfg=dict(bias=False)), ["se_cfg={} (is {'bias': False})"]),
     ('seresnet50', dict(with_se=(False, True, True, True)), ['with_se=(True, True, True, True)']),
@@ -430,10 +430,79 @@ def test_variants_and_stages_are_found():
     )
 
 
-def test_what_timm_lacks_is_not_written_for_it():
-    weights = recognise(SEResNet(50, se_cfg=dict(variant='bump')).state_dict(), 'mine.pth')
-    with pytest.raises(InputError, match=r"mine\.pth: timm has no SE layers with {'variant': 'bump'}"):
+@pytest.mark.parametrize(
+    'make, words',
+    [
+        (lambda: SEResNet(50, se_cfg=dict(variant='bump')), "se_cfg={'variant': 'bump'}"),
+        (lambda: SEResNet(18), 'se_cfg={} (its own is divisor=8)'),
+        (lambda: SEResNet(50, se_ratio=8), 'se_ratio=8'),
+        (lambda: SEResNet(50, with_se=(True, True, True, False)), 'with_se=(True, True, True, False)'),
+        (lambda: SEResNet(50, norm_cfg=dict(type='GN', num_groups=32), norm_eval=False), 'norms other than batch norm'),
+        (
+            lambda: SEResNet(50, num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(2,)),
+            'blocks=(3, 4, 6)',
+        ),
+        (lambda: timm.create_model('legacy_seresnet50'), "stem_pool_ceil_mode=True, style='caffe'"),
+        (lambda: SENet(), 'stem_pool_ceil_mode=True'),
+    ],
+    ids=['variant', 'divisor', 'ratio', 'stages', 'norm', 'three stages', 'legacy', 'SENet'],
+)
+def test_what_timm_lacks_is_not_written_for_it(make, words):
+    with torch.device('meta'):
+        weights = recognise(make().state_dict(), 'mine.pth')
+    with pytest.raises(InputError) as caught:
         timm_state(weights, 'mine.pth')
+    assert str(caught.value).startswith('mine.pth: timm has no network with ') and words in str(caught.value)
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_converted_files_say_what_they_need(suffix, tmp_path):
+    """Style, rounding of the stem's pool and normalisation are in no tensor."""
+    backbone = dict(type='se_mm.SEResNet', depth=50, style='caffe', stem_pool_ceil_mode=True)
+    meta = dict(backbone=backbone, data_preprocessor=dict(mean=[1.0, 2.0, 3.0], std=[1.0, 1.0, 1.0], bgr_to_rgb=True))
+    state = {f'backbone.{name}': tensor for name, tensor in SEResNet(50).state_dict().items()}
+    path = str(save_weights(state, tmp_path / f'weights{suffix}', meta))
+    with pytest.raises(InputError, match=r"set stem_pool_ceil_mode=True \(is False\), style='caffe' \(is 'pytorch'\)"):
+        load_backbone(SEResNet(50), path)
+    report = load_backbone(SEResNet(50, style='caffe', stem_pool_ceil_mode=True), path)
+    assert report.format.normalisation['mean'] == [1.0, 2.0, 3.0]
+    with pytest.raises(InputError, match="timm has no network with stem_pool_ceil_mode=True, style='caffe'"):
+        content = read_checkpoint(path)
+        timm_state(recognise(content['state_dict'], path, meta=content['meta']), path)
+
+
+def test_surplus_layers_of_a_backbone_are_an_error(tmp_path):
+    """A pool with a convolution, as in the stem of timm's resnetrs50."""
+    with torch.device('meta'):
+        names = timm.create_model('resnetrs50').state_dict()
+    assert any(name.startswith('maxpool.') for name in names)
+    state = dict(SEResNet(50).state_dict(), **{'maxpool.0.weight': torch.ones(1), 'fc.weight': torch.ones(1)})
+    path = str(save_weights(state, tmp_path / 'weights.pth'))
+    with pytest.raises(InputError, match=r'1 \(maxpool\.0\.weight\) of the checkpoint have no place'):
+        load_backbone(SEResNet(50), path)
+    assert 'maxpool.0.weight' in load_backbone(SEResNet(50), path, strict=False).left_over
+
+
+def test_plugins_come_back_as_they_were(tmp_path):
+    """Among them parameters called gamma and matrices."""
+    plugin = dict(
+        cfg=dict(type='GeneralizedAttention', spatial_range=-1, num_heads=8, attention_type='1111', kv_stride=2),
+        stages=(False, False, True, True),
+        position='after_conv2',
+    )
+    source, model = (SEResNet(50, plugins=[plugin]) for _ in range(2))
+    path = save_weights({f'backbone.{k}': v for k, v in source.state_dict().items()}, tmp_path / 'weights.pth')
+    report = load_backbone(model, str(path))
+    assert (report.fresh, report.left_over) == ([], [])
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), source.state_dict().values(), strict=True)
+    )
+
+
+def test_wide_networks(tmp_path):
+    with torch.device('meta'):
+        found = arguments_of(recognise(torchvision.models.wide_resnet50_2().state_dict(), 'a').tensors)
+    assert constructor_arguments(found) == dict(type='se_mm.SEResNeXt', depth=50, groups=1, base_width=128)
 
 
 def test_nothing_is_half_written(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import timm
 import torch
 from foreign_files import write_mxnet
 
-from se_mm.checkpoints import load_backbone, locate, save_weights
+from se_mm.checkpoints import load_backbone, locate, read_checkpoint, save_weights
 from se_mm.models import SEResNet
 from se_mm.utils import InputError
 
@@ -64,6 +64,7 @@ def test_offline(checkpoint, words, tmp_path):
             'timm://seresnet50.nobodys',
             r"timm has no weights named 'seresnet50\.nobodys'; similar: .*seresnet50\.a1_in1k",
         ),
+        ('timm://seresnextaa101d_32x8d.ah_in1k', 'no network here smooths before its strides'),
         ('timm://nothing', "timm has no weights named 'nothing'; similar: none"),
         ('mmcls://nothing', 'MMEngine knows no such name, but .*se-resnet50'),
         ('s4://bucket/file', 'unknown scheme, known are timm://, torchvision://.*; or give a file'),
@@ -126,6 +127,22 @@ def test_downloads_are_compared_with_the_hash_in_their_name(server, tmp_path, mo
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
     path.rename(folder / f'weights-{digest}.pth')
     assert locate(f'{address}/weights-{digest}.pth').is_file()
+
+
+def test_files_of_the_same_name_are_told_apart(server, tmp_path, monkeypatch):
+    folder, address, _ = server
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path))
+    for i in range(2):
+        (folder / str(i)).mkdir()
+        save_weights({'a': torch.full((1,), float(i))}, folder / str(i) / 'best.pth')
+    values = [read_checkpoint(locate(f'{address}/{i}/best.pth'))['state_dict']['a'].item() for i in (0, 1, 0)]
+    assert values == [0, 1, 0]
+
+
+def test_init_cfg_with_keys_that_mean_nothing():
+    for cfg, message in ((dict(checkpoint='a', strickt=False), 'unknown strickt'), (dict(), 'no checkpoint')):
+        with pytest.raises(InputError, match=f'init_cfg: {message}; it takes checkpoint, prefix, strict, fresh_se'):
+            SEResNet(18, init_cfg=dict(type='Pretrained', **cfg)).init_weights()
 
 
 MEASURE = """

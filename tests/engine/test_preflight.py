@@ -12,7 +12,7 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 from se_mm.engine import check_config, load_config
 from se_mm.engine.launch import check_gpus
-from se_mm.engine.preflight import build_model, check_dataset
+from se_mm.engine.preflight import build_model, check_dataset, check_pretrained
 from se_mm.utils import InputError
 
 DETECTOR = CONFIGS / 'quickstart' / 'faster_rcnn_se_r18_shapes.py'
@@ -231,6 +231,18 @@ def test_pretrained_backbone(root, tmp_path):
     cfg.model.backbone.init_cfg.prefix = 'trunk.'
     with pytest.raises(InputError, match=r"model\.backbone\.init_cfg: .*a\.pth: no tensor's name starts with"):
         check_config(cfg, training=True)
+
+
+def test_pretrained_parts_are_found_everywhere(root, tmp_path):
+    missing = dict(type='Pretrained', checkpoint=str(tmp_path / 'no.pth'))
+    cfg = load_config(DETECTOR, options(DETECTOR, root))
+    cfg.model.backbone.init_cfg = [dict(type='Kaiming', layer='Conv2d'), missing]
+    with pytest.raises(InputError, match=r'model\.backbone\.init_cfg: .*no\.pth does not exist'):
+        check_config(cfg, training=True)
+    with pytest.raises(InputError, match=r'model\.parts\.0\.init_cfg: .*no\.pth does not exist'):
+        check_pretrained(dict(parts=[dict(type='SEResNet', depth=18, init_cfg=missing)]), None)
+    with pytest.raises(InputError, match=r'model\.pretrained: .*no\.pth does not exist'):
+        check_pretrained(dict(type='SEResNet', depth=18, pretrained=missing['checkpoint']), None)
 
 
 def test_backbones_that_have_to_be_trained_first(root, tmp_path, monkeypatch):

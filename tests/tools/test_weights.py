@@ -3,6 +3,9 @@
 import json
 import re
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import onnx
@@ -114,6 +117,15 @@ def test_released_file_is_evaluated(run, scenes, tmp_path, suffix):
     assert code == 1 and f'{released} cannot be resumed, it has no' in output
 
 
+def test_releasing_keeps_the_checkpoint(run, tmp_path):
+    torch.save(dict(state_dict={'a': torch.ones(1)}, optimizer={}), tmp_path / 'a.pth')
+    before = (tmp_path / 'a.pth').read_bytes()
+    code, output = run(*tool('publish_model', 'a.pth', 'a.pth'))
+    assert code == 0, output
+    assert (tmp_path / 'a.pth').read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 2 and len(list(tmp_path.glob('a-*.pth'))) == 1
+
+
 def test_weights_of_other_projects_are_to_be_converted_first(run, scenes, tmp_path):
     save_weights(timm.create_model('seresnet18').state_dict(), tmp_path / 'a.pth')
     code, output = run(*tool('test', CLASSIFIER, 'a.pth'), *data(scenes))
@@ -165,6 +177,20 @@ def test_config_in_a_checkpoint_is_not_run(run, scenes, tmp_path):
     assert not (tmp_path / 'was_run').exists()
 
 
+def test_config_in_a_downloaded_checkpoint_is_not_run(run, scenes, tmp_path):
+    content = dict(state_dict=build(CLASSIFIER).state_dict(), optimizer={}, message_hub={})
+    folder = tmp_path / 'served'
+    folder.mkdir()
+    torch.save(dict(content, meta=dict(epoch=1, iter=1, config='open("was_run", "w")')), folder / 'a.pth')
+    with ThreadingHTTPServer(('127.0.0.1', 0), partial(SimpleHTTPRequestHandler, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f'http://127.0.0.1:{server.server_port}/a.pth'
+        code, output = run(*tool('train', CLASSIFIER, '--resume', address, *data(scenes)), TORCH_HOME=tmp_path)
+        server.shutdown()
+    assert code == 1 and 'is refused: its meta.config would be run as a program' in output, output
+    assert not (tmp_path / 'was_run').exists()
+
+
 def test_trusted_file_is_run_on_request(run, scenes, hostile, tmp_path):
     code, output = run(*tool('test', CLASSIFIER, hostile, '--unsafe-pickle'), *data(scenes))
     assert code == 0 and 'unsafe pickles are allowed' in output, output
@@ -174,7 +200,7 @@ def test_trusted_file_is_run_on_request(run, scenes, hostile, tmp_path):
 @pytest.mark.parametrize('options', [[], ['--dynamic']], ids=['fixed', 'dynamic'])
 def test_export_of_a_classifier(run, tmp_path, options):
     model = build(CLASSIFIER).eval()
-    torch.save(model.state_dict(), tmp_path / 'a.pth')
+    torch.save({f'module.{name}': tensor for name, tensor in model.state_dict().items()}, tmp_path / 'a.pth')
     code, output = run(*tool('export_onnx', CLASSIFIER, 'a.pth', 'a.onnx', '--size', '96', '64', *options))
     assert code == 0, output
     assert '1x3x96x64' in output and ('3x3x129x64' in output) == bool(options)
