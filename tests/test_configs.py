@@ -38,8 +38,8 @@ def test_builds_from_any_folder(path, tmp_path, monkeypatch):
 def twin_of(path):
     if path.parent.name == 'ablation':
         return path.with_name('r50_no_se.py')
-    if path.stem == 'senet154_imagenet':
-        return path.with_name('net154_imagenet.py')
+    if path.stem.startswith('senet154'):
+        return path.with_name(path.name.removeprefix('se'))
     return path.with_name(re.sub('se_((slow|squeeze|excite|bump)_)*', '', path.name, count=1))
 
 
