@@ -13,7 +13,7 @@ from se_mm.models.se_layer import squeezed_width
 from se_mm.utils import InputError, sha256, written_whole
 
 from .architecture import expected_arguments
-from .formats import TIMM_SE, TIMM_STEM, Weights, rename
+from .formats import LEGACY, LEGACY_DEEP_STEM, LEGACY_STEM, TIMM_SE, TIMM_STEM, Weights, rename
 
 
 def openmmlab_state(weights: Weights) -> dict[str, Tensor]:
@@ -23,42 +23,42 @@ def openmmlab_state(weights: Weights) -> dict[str, Tensor]:
 
 
 def timm_state(weights: Weights, source: str) -> dict[str, Tensor]:
-    """State dict of the network of the same architecture in timm (seresnet50, seresnext50_32x4d and so on).
+    """State dict of the network of timm that computes the same: its legacy ones for the authors' networks.
 
-    Style and rounding of the stem's pool are taken for timm's where the weights don't say.
+    Style and rounding of the stem's pool are taken for the defaults here where the weights don't say.
 
     Raises:
-        InputError: timm has no such network, or one that computes something else.
+        InputError: timm has no such network.
     """
     if 'layer1.0.conv2.weight' not in weights.tensors:
         raise InputError(f'{source}: timm has no network of this kind')
-    arguments = expected_arguments(weights.tensors, weights.format)
-    reasons = []
-    if arguments['depth'] is None:
-        reasons.append(f'blocks={arguments["blocks"]}')
-    if arguments.get('stem_pool_ceil_mode', arguments['type'] == 'SENet'):
-        reasons.append('stem_pool_ceil_mode=True')
-    if arguments.get('style') == 'caffe':
-        reasons.append("style='caffe'")
-    if 'bn1.running_mean' not in weights.tensors and 'stem.1.running_mean' not in weights.tensors:
-        reasons.append('norms other than batch norm')
-    if any(arguments['with_se']):
-        if not all(arguments['with_se']):
-            reasons.append(f'with_se={arguments["with_se"]}')
-        widths = {
-            (tensor.shape[1], tensor.shape[0])
-            for name, tensor in weights.tensors.items()
-            if name.endswith('se_layer.conv1.conv.weight')
-        }
-        if set(arguments['se_cfg']) - {'divisor'} or any(w != squeezed_width(c, 16, 8) for c, w in widths):
-            reasons.append(f'se_ratio={arguments["se_ratio"]}, se_cfg={arguments["se_cfg"]} (its own is divisor=8)')
-    if reasons:
-        raise InputError(f'{source}: timm has no network with {", ".join(reasons)}')
-    back = [(ours, theirs) for theirs, ours in TIMM_SE + (TIMM_STEM[::-1] if arguments['deep_stem'] else [])]
-    if arguments['deep_stem']:
-        back = [('stem.7.{p}', 'bn1.{p}'), *back]
+    found = expected_arguments(weights.tensors, weights.format)
+    deep, senet = found['deep_stem'], found['type'] == 'SENet'
+    ceil = found.get('stem_pool_ceil_mode', senet)
+    caffe = found.get('style') == 'caffe'
+    with_se = any(found['with_se'])
+    legacy = with_se and ceil and caffe == (found['type'] == 'SEResNet') and deep == senet and not found.get('avg_down')
+    reasons = {
+        f'blocks={found["blocks"]}': found['depth'] is None,
+        'stem_pool_ceil_mode=True': ceil and not legacy,
+        "style='caffe'": caffe and not legacy,
+        'norms other than batch norm': f'{"stem.1" if deep else "bn1"}.running_mean' not in weights.tensors,
+        f'with_se={found["with_se"]}': with_se and not all(found['with_se']),
+    }
+    if with_se:
+        widths = {t.shape[1::-1] for k, t in weights.tensors.items() if k.endswith('se_layer.conv1.conv.weight')}
+        divisor = 1 if legacy else 8
+        own = set(found['se_cfg']) <= {'divisor'} and all(w == squeezed_width(c, 16, divisor) for c, w in widths)
+        reasons[f'se_ratio={found["se_ratio"]}, se_cfg={found["se_cfg"]} (its own is divisor={divisor})'] = not own
+    if any(reasons.values()):
+        raise InputError(f'{source}: timm has no network with {", ".join(k for k, v in reasons.items() if v)}')
+    if legacy:
+        rules, head = LEGACY + (LEGACY_DEEP_STEM if deep else LEGACY_STEM), 'last_linear'
+    else:
+        rules, head = ([('bn1.{p}', 'stem.7.{p}')] if deep else []) + TIMM_SE + (TIMM_STEM if deep else []), 'fc'
+    back = [(ours, theirs) for theirs, ours in rules]
     state = {rename(name, back): tensor for name, tensor in weights.tensors.items()}
-    return state | {f'fc.{name}': tensor for name, tensor in weights.head.items()}
+    return state | {f'{head}.{name}': tensor for name, tensor in weights.head.items()}
 
 
 def save_weights(
