@@ -59,3 +59,25 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(('', 0))
         return probe.getsockname()[1]
+
+
+@pytest.fixture
+def retinanet_options(shapes):
+    """For --cfg-options of mmdet's retinanet_r18_fpn_1x_coco.py: one epoch on drawn data."""
+    options = [
+        'model.bbox_head.num_classes=3',
+        'train_dataloader.dataset.pipeline.2.scale=(64,64)',
+        'train_cfg.max_epochs=1',
+        'train_cfg.val_interval=2',
+        'default_hooks.logger.interval=4',
+    ]
+    for loader, split in (('train', 'train'), ('val', 'val'), ('test', 'val')):
+        options += [
+            f'{loader}_dataloader.dataset.data_root={shapes}/',
+            f'{loader}_dataloader.dataset.ann_file=annotations/{split}.json',
+            f'{loader}_dataloader.dataset.data_prefix.img={split}/',
+            f'{loader}_dataloader.dataset.metainfo.classes=circle,square,triangle',
+            f'{loader}_dataloader.num_workers=0',
+            f'{loader}_dataloader.persistent_workers=False',
+        ]
+    return [*options, *(f'{kind}_evaluator.ann_file={shapes}/annotations/val.json' for kind in ('val', 'test'))]

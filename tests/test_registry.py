@@ -25,27 +25,10 @@ def test_bare_names_are_ours_in_mmdet_and_mmpretrains_in_mmpretrain():
     assert type(MODELS.build(dict(type='SEResNet', depth=50))) is mmpretrain.models.SEResNet
 
 
-def test_mmdets_own_tool_trains_it_without_custom_imports(run, shapes, tmp_path):
+def test_mmdets_own_tool_trains_it_without_custom_imports(run, retinanet_options, tmp_path):
     """Their tools/train.py, one of their configs, only `type=` changed."""
     folder = Path(mmdet.__file__).parent / '.mim'
-    options = [
-        'model.backbone.type=se_mm.SEResNet',
-        'model.backbone.init_cfg=None',
-        'model.bbox_head.num_classes=3',
-        'train_dataloader.dataset.pipeline.2.scale=(64,64)',
-        'train_cfg.max_epochs=1',
-        'default_hooks.logger.interval=4',
-    ]
-    for loader, split in (('train', 'train'), ('val', 'val'), ('test', 'val')):
-        options += [
-            f'{loader}_dataloader.dataset.data_root={shapes}/',
-            f'{loader}_dataloader.dataset.ann_file=annotations/{split}.json',
-            f'{loader}_dataloader.dataset.data_prefix.img={split}/',
-            f'{loader}_dataloader.dataset.metainfo.classes=circle,square,triangle',
-            f'{loader}_dataloader.num_workers=0',
-            f'{loader}_dataloader.persistent_workers=False',
-        ]
-    options += [f'{kind}_evaluator.ann_file={shapes}/annotations/val.json' for kind in ('val', 'test')]
+    options = ['model.backbone.type=se_mm.SEResNet', 'model.backbone.init_cfg=None', *retinanet_options]
     config = folder / 'configs' / 'retinanet' / 'retinanet_r18_fpn_1x_coco.py'
     code, output = run(sys.executable, folder / 'tools' / 'train.py', config, '--cfg-options', *options)
     assert code == 0, output

@@ -279,12 +279,15 @@ class SEResNeXt(SEResNet):
     Args:
         groups: groups of the 3x3 convolutions.
         base_width: channels of a group in the first stage; 32 groups of 4 are "32x4d".
+        width_per_group: the same under mmpretrain's name, goes before ``base_width``.
     """
 
     arch_settings = {depth: SEResNet.arch_settings[depth] for depth in (50, 101, 152)}
 
-    def __init__(self, depth: int, groups: int = 32, base_width: int = 4, **kwargs) -> None:
-        self.groups, self.base_width = groups, base_width
+    def __init__(
+        self, depth: int, groups: int = 32, base_width: int = 4, width_per_group: int | None = None, **kwargs
+    ) -> None:
+        self.groups, self.base_width = groups, width_per_group or base_width
         super().__init__(depth, **kwargs)
 
     def _block_kwargs(self, base_channels: int) -> dict:

@@ -66,6 +66,7 @@ class SELayer(BaseModule):
 
     Args:
         channels: C, channels of input and output.
+        in_channels: the same; the name under which plugins of OpenMMLab's backbones get it.
         ratio: reduction ratio r of the squeezed width.
         squeeze_channels: the squeezed width itself; overrides ``ratio`` and ``divisor``.
         divisor: the squeezed width is rounded to a multiple of this, see :func:`squeezed_width`.
@@ -79,12 +80,13 @@ class SELayer(BaseModule):
         init_cfg: initialisation config.
 
     Raises:
-        ValueError: unknown variant or squeeze; not two activations; the squeezed width would be less than one channel.
+        ValueError: no channels, or both; unknown variant or squeeze; not two activations; the squeezed width
+            would be less than one channel.
     """
 
     def __init__(
         self,
-        channels: int,
+        channels: int | None = None,
         ratio: int = 16,
         squeeze_channels: int | None = None,
         divisor: int = 1,
@@ -93,8 +95,12 @@ class SELayer(BaseModule):
         variant: str = 'standard',
         squeeze: str = 'avg',
         init_cfg: dict | list[dict] | None = None,
+        in_channels: int | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        if (channels is None) == (in_channels is None):
+            raise ValueError('SE needs its channels, once')
+        channels = channels or in_channels
         if variant not in VARIANTS:
             raise ValueError(f'variant={variant!r} of SE: choose one of {tuple(VARIANTS)}')
         if squeeze not in SQUEEZES:

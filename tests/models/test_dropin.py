@@ -1,48 +1,51 @@
 from pathlib import Path
 
 import mmdet
+import mmpretrain
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-SWAPS = dict(ResNet='SEResNet', ResNeXt='SEResNeXt')
+from se_mm.engine.swap import backbones, swapped
+from se_mm.models import SELayer
 
 
-def plain_backbones():
-    """The distinct backbone settings of all of mmdet's configs that use its ResNet or ResNeXt."""
-    folder = Path(mmdet.__file__).parent / '.mim' / 'configs'
+def plain_backbones(package):
+    """How many configs of a package have plain backbones, nested ones included, and the distinct settings of these."""
+    folder = Path(package.__file__).parent / '.mim' / 'configs'
     found, configs = {}, 0
     for path in sorted(folder.rglob('*.py')):
-        if '_base_' in path.parts or 'type=' not in path.read_text() and '_base_' not in path.read_text():
+        if '_base_' in path.parts:
             continue
         try:
-            cfg = Config.fromfile(path)
-        except Exception:  # configs in other languages, or needing packages that are not installed
+            model = Config.fromfile(path).model.to_dict()
+        except Exception:  # configs in other languages, or needing files or packages that are not installed
             continue
-        model = cfg.get('model', {})
-        model = model.get('detector', model)
-        backbone = model.get('backbone') if isinstance(model, dict) else None
-        if isinstance(backbone, dict) and backbone.get('type') in SWAPS:
-            configs += 1
-            settings = {k: v for k, v in backbone.to_dict().items() if k not in ('init_cfg', 'pretrained')}
+        parts = [backbone for _, backbone in backbones(model)]
+        configs += bool(parts)
+        for part in parts:
+            settings = {k: v for k, v in part.items() if k not in ('init_cfg', 'pretrained')}
             found.setdefault(repr(sorted(settings.items())), (path.name, settings))
     return configs, list(found.values())
 
 
-def test_every_mmdet_config_accepts_se():
-    configs, backbones = plain_backbones()
-    assert configs > 400 and len(backbones) > 40
-    init_default_scope('mmdet')
+@pytest.mark.parametrize('package, configs, settings', [(mmdet, 540, 70), (mmpretrain, 50, 20)])
+def test_every_config_accepts_se(package, configs, settings):
+    """Only the type is changed, and what a type like ResNetV1d stands for."""
+    total, found = plain_backbones(package)
+    assert total >= configs and len(found) >= settings
+    init_default_scope(package.__name__)
     failures = []
-    for name, settings in backbones:
+    for name, plain in found:
         try:
-            plain = MODELS.build(dict(settings))
-            se = MODELS.build(dict(settings, type=SWAPS[settings['type']]))
+            theirs, ours = MODELS.build(dict(plain)), MODELS.build(swapped(plain))
         except Exception as error:
             failures.append(f'{name}: {error}')
             continue
-        shapes = {k: v.shape for k, v in se.state_dict().items() if 'se_layer' not in k}
-        if shapes != {k: v.shape for k, v in plain.state_dict().items()}:
+        # mmpretrain has other names in deep stems
+        before = sorted(tuple(v.shape) for v in theirs.state_dict().values())
+        if before != sorted(tuple(v.shape) for k, v in ours.state_dict().items() if 'se_layer' not in k):
             failures.append(f'{name}: other parameters than the plain backbone')
     assert not failures, '\n'.join(failures)
 
@@ -55,3 +58,35 @@ def test_detector_with_swapped_type(name):
     cfg.model.backbone.type = name
     init_default_scope('mmdet')
     assert type(MODELS.build(cfg.model).backbone).__module__ == 'se_mm.models.resnet'
+
+
+@pytest.mark.parametrize(
+    'backbone',
+    [
+        dict(type='ResNet', depth=50),
+        dict(type='ResNeSt', depth=50),
+        dict(type='Res2Net', depth=50, scales=4, base_width=26),
+        dict(type='RegNet', arch='regnetx_400mf'),
+    ],
+    ids=lambda backbone: backbone['type'],
+)
+def test_se_as_a_plugin_of_other_backbones(backbone):
+    """Where they take plugins; a ResNet with it has the parameters of SEResNet, and computes the same."""
+    init_default_scope('mmdet')
+    plugin = dict(cfg=dict(type='se_mm.SELayer', ratio=8), position='after_conv3')
+    model = MODELS.build(dict(backbone, plugins=[plugin]))
+    gates = []
+    for module in model.modules():
+        if isinstance(module, SELayer):
+            module.register_forward_hook(lambda module, args, out: gates.append(module))
+    image = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    model.train()
+    sum(out.square().mean() for out in model(image)).backward()
+    assert len(gates) == sum(model.stage_blocks)
+    assert all(parameter.grad is not None for module in gates for parameter in module.parameters())
+    if backbone['type'] == 'ResNet':
+        ours = MODELS.build(dict(type='SEResNet', depth=50, se_ratio=8))
+        ours.load_state_dict(model.state_dict())
+        model.eval()
+        for a, b in zip(ours.eval()(image), model(image), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item())

@@ -1,0 +1,93 @@
+from copy import deepcopy
+from pathlib import Path
+
+import mmdet
+import mmpretrain
+import pytest
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+from se_mm.engine.swap import twin
+from se_mm.models import SEResNet
+from se_mm.utils import InputError
+
+MMDET, MMPRETRAIN = (Path(package.__file__).parent / '.mim' / 'configs' for package in (mmdet, mmpretrain))
+IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
+
+
+def changed(path, *arguments):
+    """The changes, the warnings, and the config with the changes."""
+    cfg = Config.fromfile(path)
+    changes, warnings = twin(cfg, *arguments)
+    cfg.merge_from_dict(deepcopy(changes))
+    return changes, warnings, cfg
+
+
+def test_detector_gets_published_weights():
+    changes, warnings, cfg = changed(MMDET / 'faster_rcnn' / 'faster-rcnn_r50_fpn_1x_coco.py')
+    init_cfg = dict(type='Pretrained', checkpoint='timm://seresnet50.ra2_in1k', _delete_=True)
+    assert changes == dict(model=dict(backbone=dict(type='se_mm.SEResNet', init_cfg=init_cfg)))
+    assert warnings == []
+    init_default_scope('mmdet')
+    assert type(MODELS.build(cfg.model).backbone) is SEResNet
+
+
+def test_style_and_normalisation_follow_the_weights():
+    """Its own weights are Detectron's, for BGR images that are not divided."""
+    changes, _, cfg = changed(MMDET / 'faster_rcnn' / 'faster-rcnn_r50-caffe_fpn_1x_coco.py')
+    backbone = changes['model']['backbone']
+    assert backbone['init_cfg']['checkpoint'] == 'timm://legacy_seresnet50.in1k'
+    assert backbone['stem_pool_ceil_mode'] is True and cfg.model.backbone.style == 'caffe'
+    assert changes['model']['data_preprocessor'] == dict(IMAGENET, bgr_to_rgb=True)
+
+
+def test_groups_and_widths_choose_the_weights():
+    for name, weights in (
+        ('faster-rcnn_x101-32x4d_fpn_1x_coco', 'timm://seresnext101_32x4d.gluon_in1k'),
+        ('faster-rcnn_x101-64x4d_fpn_1x_coco', 'timm://seresnext101_64x4d.gluon_in1k'),
+    ):
+        changes, _, _ = changed(MMDET / 'faster_rcnn' / f'{name}.py')
+        assert changes['model']['backbone']['init_cfg']['checkpoint'] == weights
+
+
+def test_without_published_weights_nothing_stays_frozen_at_random():
+    path = MMDET / 'retinanet' / 'retinanet_r18_fpn_1x_coco.py'
+    changes, warnings, cfg = changed(path, None, 'bump')
+    expected = dict(init_cfg=None, norm_eval=False, frozen_stages=-1, se_cfg=dict(variant='bump'))
+    assert changes['model']['backbone'] == dict(expected, type='se_mm.SEResNet')
+    assert 'starts at random weights, there are no published' in warnings[0] and 'frozen_stages=-1' in warnings[0]
+    assert cfg.train_dataloader.batch_size == 2 and 'batch norm learns from 2 images' in warnings[1]
+
+
+def test_plain_weights_are_warned_of():
+    _, warnings, _ = changed(MMDET / 'retinanet' / 'retinanet_r50_fpn_1x_coco.py', 'torchvision://resnet50')
+    assert 'not in the list of published weights' in warnings[0]
+    assert "set frozen_stages=0 and init_cfg.fresh_se='identity'" in warnings[1]
+
+
+def test_classifier_from_scratch_stays_so():
+    changes, warnings, cfg = changed(MMPRETRAIN / 'resnet' / 'resnetv1d50_8xb32_in1k.py')
+    backbone = dict(type='se_mm.SEResNet', deep_stem=True, avg_down=True, norm_eval=False)
+    assert changes == dict(model=dict(backbone=backbone)) and warnings == []
+    init_default_scope('mmpretrain')
+    assert MODELS.build(cfg.model).backbone.stem is not None
+
+
+def test_parts_of_trackers_are_found_and_teachers_stay():
+    name = 'masktrack-rcnn_mask-rcnn_r50_fpn_8xb1-12e_youtubevis2019.py'
+    changes, _, _ = changed(MMDET / 'masktrack_rcnn' / name)
+    assert changes['model']['detector']['backbone']['type'] == 'se_mm.SEResNet'
+    changes, _, _ = changed(MMDET / 'lad' / 'lad_r50-paa-r101_fpn_2xb8_coco_1x.py')
+    assert set(changes['model']) == {'backbone'}
+
+
+def test_mistakes_are_named():
+    path = MMDET / 'retinanet' / 'retinanet_r50_fpn_1x_coco.py'
+    with pytest.raises(InputError, match="variant 'fast': choose one of standard, slow_squeeze"):
+        changed(path, None, 'fast')
+    with pytest.raises(
+        InputError, match=r'weights timm://seresnext50_32x4d\.racm_in1k are for .*not for SEResNet of depth 50'
+    ):
+        changed(path, 'timm://seresnext50_32x4d.racm_in1k')
+    with pytest.raises(InputError, match='its model has no backbone of type ResNet'):
+        changed(MMDET / 'ssd' / 'ssd300_coco.py')

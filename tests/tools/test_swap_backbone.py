@@ -1,0 +1,62 @@
+"""SE twins of other packages' configs, with the tools that write and try them."""
+
+import json
+import sys
+from pathlib import Path
+
+import mmdet
+import pytest
+from conftest import TOOLS
+from mmengine.config import Config
+
+from se_mm.checkpoints import read_checkpoint
+
+FOLDER = Path(mmdet.__file__).parent / '.mim'
+CONFIG = FOLDER / 'configs' / 'retinanet' / 'retinanet_r18_fpn_1x_coco.py'
+
+
+@pytest.mark.parametrize('name', [CONFIG, 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'], ids=['file', 'name'])
+def test_twin_of_an_installed_config(run, tmp_path, name):
+    code, output = run(sys.executable, TOOLS / 'swap_backbone.py', name, 'mine/se.py', '--variant', 'bump')
+    assert code == 0 and 'warning: model.backbone starts at random weights' in output, output
+    cfg = Config.fromfile(tmp_path / 'mine' / 'se.py')
+    assert "_base_ = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'" in (tmp_path / 'mine' / 'se.py').read_text()
+    assert cfg.model.backbone.type == 'se_mm.SEResNet' and cfg.model.backbone.se_cfg == dict(variant='bump')
+    assert cfg.model.backbone.depth == 18 and cfg.model.bbox_head.num_classes == 80
+
+
+def test_twin_of_ones_own_config_trains_with_mmdets_tools(run, tmp_path, retinanet_options):
+    (tmp_path / 'mine.py').write_text(f"_base_ = '{CONFIG}'\n")
+    code, output = run(sys.executable, TOOLS / 'swap_backbone.py', 'mine.py', 'se/twin.py', '--weights', 'none')
+    assert code == 0 and "_base_ = '../mine.py'" in output, output
+    train = [sys.executable, FOLDER / 'tools' / 'train.py', 'se/twin.py', '--cfg-options', *retinanet_options]
+    code, output = run(*train)
+    assert code == 0, output
+    weights = read_checkpoint(tmp_path / 'work_dirs' / 'twin' / 'epoch_1.pth')['state_dict']
+    assert 'backbone.layer4.1.se_layer.conv2.conv.weight' in weights
+
+
+def test_mistakes_are_named(run, tmp_path):
+    swap = [sys.executable, TOOLS / 'swap_backbone.py']
+    (tmp_path / 'there.py').touch()
+    for arguments, message in (
+        (['no.py', 'a.py'], 'config no.py does not exist'),
+        (['mmdet::no/no.py', 'a.py'], 'config mmdet::no/no.py cannot be read'),
+        ([CONFIG, 'there.py'], 'there.py is already there: give another name'),
+    ):
+        code, output = run(*swap, *arguments)
+        assert code == 1 and message in output and 'Traceback' not in output
+    assert not (tmp_path / 'a.py').exists()
+
+
+@pytest.mark.parametrize('package, family', [('mmdet', 'retinanet'), ('mmpretrain', 'resnet')])
+def test_report(run, tmp_path, package, family):
+    report = [sys.executable, TOOLS / 'dropin_report.py', '--package', package, '--families', family, '--size', '64']
+    code, output = run(*report, '--json', 'report.json', '--markdown', 'report.md')
+    assert code == 0, output
+    assert f'| {family} |' in (tmp_path / 'report.md').read_text()
+    content = json.loads((tmp_path / 'report.json').read_text())
+    assert content['configs'] >= 10
+    assert content['results'] and all((row['plain'], row['SE']) == (None, None) for row in content['results'])
+    code, output = run(*report, '--families', 'no')
+    assert code == 1 and 'error: --families no: no such folder' in output

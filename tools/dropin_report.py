@@ -1,0 +1,165 @@
+"""Swap the backbones of all of an installed package's configs for SE ones and see whether the models still work.
+
+Of every family (folder of configs) and model type, one config whose backbone has an SE twin is built as it is and with
+only the backbone's type changed. Each runs one training step, forward and backward, and one prediction on the CPU with
+random images. A family that fails as it is, is listed with the reason.
+"""
+
+import argparse
+import gc
+import importlib
+import os
+import traceback
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS, init_default_scope
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import se_mm  # noqa: F401  registers the backbones
+from se_mm.engine import guard
+from se_mm.engine.swap import backbones, swapped
+from se_mm.utils import InputError, installed_versions, write_json, written_whole
+
+COLUMNS = ('family', 'model', 'config', 'plain', 'SE')
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--package', choices=['mmdet', 'mmpretrain'], default='mmdet', help='whose configs [mmdet]')
+    parser.add_argument('--families', nargs='+', help='folders of configs [all]')
+    parser.add_argument('--every', action='store_true', help='every config, not one of each family and model type')
+    parser.add_argument('--size', type=int, default=128, help='of the square images [128]')
+    parser.add_argument('--markdown', metavar='FILE', help='also write the table as Markdown')
+    parser.add_argument('--json', metavar='FILE', help='also write the results as JSON')
+    return parser.parse_args()
+
+
+def configs_of(package, families, every):
+    """Path and config of those to try, and how many have such a backbone in all."""
+    folder = Path(importlib.import_module(package).__file__).parent / '.mim' / 'configs'
+    os.chdir(folder.parent)  # some configs name others by configs/...
+    if missing := [name for name in families or () if not (folder / name).is_dir()]:
+        raise InputError(f'--families {missing[0]}: no such folder in {folder}')
+    chosen, total = {}, 0
+    paths = [path for path in sorted(folder.rglob('*.py')) if '_base_' not in path.parts]
+    for path in track([p for p in paths if not families or p.relative_to(folder).parts[0] in families], 'reading'):
+        try:
+            cfg = Config.fromfile(path)
+        except Exception:  # configs that need files or packages which are not installed
+            continue
+        if not isinstance(cfg.get('model'), dict) or not list(backbones(cfg.model.to_dict())):
+            continue
+        total += 1
+        family = path.relative_to(folder).parts[0]
+        chosen.setdefault((family, path if every else cfg.model.type), (str(path.relative_to(folder)), cfg))
+    return [(family, *rest) for (family, _), rest in chosen.items()], total
+
+
+def without_weights(node):
+    """A model's config that downloads nothing."""
+    if isinstance(node, dict):
+        return {k: without_weights(v) for k, v in node.items() if k not in ('pretrained', 'teacher_ckpt', 'init_cfg')}
+    return [without_weights(item) for item in node] if isinstance(node, list | tuple) else node
+
+
+def with_se(node):
+    """The same with only the types of the backbones changed (and the arguments that a type stands for)."""
+    for path, backbone in list(backbones(node)):
+        parent = node
+        for key in path[:-1]:
+            parent = parent[key]
+        parent[path[-1]] = swapped(backbone)
+    return node
+
+
+def detection_batch(size):
+    from mmdet.testing import demo_mm_inputs
+
+    shapes = [(3, size, size)] * 2
+    batch = demo_mm_inputs(2, shapes, num_items=[3, 2], num_classes=2, with_mask=True, with_semantic=True)
+    for sample in batch['data_samples']:
+        sample.gt_instances.labels.zero_()  # the one class that every head knows
+    return batch
+
+
+def classification_batch(size):
+    from mmpretrain.structures import DataSample
+
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (2, 3, size, size), generator=generator, dtype=torch.uint8)
+    return dict(inputs=list(images), data_samples=[DataSample().set_gt_label(0) for _ in images])
+
+
+def run(model_cfg, package, size):
+    """One training step and one prediction; the reason if one fails."""
+    torch.manual_seed(0)
+    batch = detection_batch if package == 'mmdet' else classification_batch
+    try:
+        model = MODELS.build(ConfigDict(model_cfg))
+        model.train()
+        losses = model(**model.data_preprocessor(batch(size), True), mode='loss')
+        loss, _ = model.parse_losses(losses)
+        if not loss.isfinite():
+            return f'loss is {loss.item()}'
+        loss.backward()
+        silent = [n for n, p in model.named_parameters() if '.se_layer.' in n and p.requires_grad and p.grad is None]
+        if silent and not all('teacher' in name for name in silent):
+            return f'no gradient for {silent[0]}'
+        model.eval()
+        with torch.no_grad():
+            model(**model.data_preprocessor(batch(size), False), mode='predict')
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return f'{type(error).__name__} in {Path(where.filename).name}: {str(error).strip().partition(chr(10))[0]}'[
+            :160
+        ]
+    finally:
+        gc.collect()
+    return None
+
+
+def main():
+    args, console = parse_args(), Console()
+    args.json, args.markdown = (path and Path(path).resolve() for path in (args.json, args.markdown))
+    MMLogger.get_instance('mmengine', log_level='ERROR')
+    chosen, total = configs_of(args.package, args.families, args.every)
+    init_default_scope(args.package)
+    results = []
+    for family, name, cfg in track(chosen, 'running', console=console):
+        model = without_weights(cfg.model.to_dict())
+        if 'data_preprocessor' in cfg:
+            model.setdefault('data_preprocessor', cfg.data_preprocessor.to_dict())
+        plain = run(without_weights(model), args.package, args.size)
+        se = run(with_se(without_weights(model)), args.package, args.size)
+        results.append(dict(family=family, model=cfg.model.type, config=name, plain=plain, SE=se))
+        console.print(f'{name}: {plain or "works"}; with SE: {se or "works"}', markup=False, highlight=False)
+    table = Table(*COLUMNS)
+    rows = [[row[key] for key in COLUMNS[:3]] + [row[key] or 'works' for key in COLUMNS[3:]] for row in results]
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    able = [row for row in results if row['plain'] is None]
+    working = sum(row['SE'] is None for row in able)
+    summary = (
+        f'{total} configs of {args.package} have a backbone with an SE twin. Of {len(results)} tried {len(able)} work '
+        f'as they are, and {working} of these with SE.'
+    )
+    print(summary)
+    if args.markdown:
+        lines = [summary, '', f'| {" | ".join(COLUMNS)} |', '| --- ' * len(COLUMNS) + '|']
+        lines += ['| ' + ' | '.join(cell.replace('|', '/') for cell in row) + ' |' for row in rows]
+        with written_whole(args.markdown) as temporary:
+            temporary.write_text('\n'.join(lines) + '\n')
+    if args.json:
+        content = dict(package=args.package, configs=total, versions=installed_versions(), results=results)
+        write_json(args.json, content)
+
+
+if __name__ == '__main__':
+    with guard():
+        main()
