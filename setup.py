@@ -1,10 +1,27 @@
 """Package definition. Tool settings are in pyproject.toml, pinned versions in requirements.txt."""
 
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 here = Path(__file__).parent
+
+
+class BuildWithConfigs(build_py):
+    """Puts configs and tools into the folder .mim of the package, where mim looks for them."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        for name in ('configs', 'tools'):
+            target = Path(self.build_lib, 'se_mm', '.mim', name)
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(here / name, target, ignore=shutil.ignore_patterns('__pycache__'))
+
+
 version = {}
 exec((here / 'se_mm' / 'version.py').read_text(), version)
 
@@ -15,6 +32,7 @@ setup(
     long_description=(here / 'README.md').read_text(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
+    cmdclass=dict(build_py=BuildWithConfigs),
     packages=find_packages(include=['se_mm', 'se_mm.*']),
     package_data={'se_mm.checkpoints': ['published.yml']},
     python_requires='>=3.10',
