@@ -9,6 +9,7 @@ import argparse
 import gc
 import importlib
 import os
+import signal
 import traceback
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from rich.table import Table
 import se_mm  # noqa: F401  registers the backbones
 from se_mm.engine import guard
 from se_mm.engine.swap import backbones, swapped
+from se_mm.models.base import is_pretrained
 from se_mm.utils import InputError, installed_versions, write_json, written_whole
 
 COLUMNS = ('family', 'model', 'config', 'plain', 'SE')
@@ -34,6 +36,7 @@ def parse_args():
     parser.add_argument('--families', nargs='+', help='folders of configs [all]')
     parser.add_argument('--every', action='store_true', help='every config, not one of each family and model type')
     parser.add_argument('--size', type=int, default=128, help='of the square images [128]')
+    parser.add_argument('--limit', type=int, default=60, help='seconds for building, training and predicting once [60]')
     parser.add_argument('--markdown', metavar='FILE', help='also write the table as Markdown')
     parser.add_argument('--json', metavar='FILE', help='also write the results as JSON')
     return parser.parse_args()
@@ -63,7 +66,8 @@ def configs_of(package, families, every):
 def without_weights(node):
     """A model's config that downloads nothing."""
     if isinstance(node, dict):
-        return {k: without_weights(v) for k, v in node.items() if k not in ('pretrained', 'teacher_ckpt', 'init_cfg')}
+        kept = {k: v for k, v in node.items() if k not in ('pretrained', 'teacher_ckpt')}
+        return {k: without_weights(v) for k, v in kept.items() if not (k == 'init_cfg' and is_pretrained(v))}
     return [without_weights(item) for item in node] if isinstance(node, list | tuple) else node
 
 
@@ -95,9 +99,10 @@ def classification_batch(size):
     return dict(inputs=list(images), data_samples=[DataSample().set_gt_label(0) for _ in images])
 
 
-def run(model_cfg, package, size):
+def run(model_cfg, package, size, limit):
     """One training step and one prediction; the reason if one fails."""
     torch.manual_seed(0)
+    signal.alarm(limit)
     batch = detection_batch if package == 'mmdet' else classification_batch
     try:
         model = MODELS.build(ConfigDict(model_cfg))
@@ -119,13 +124,19 @@ def run(model_cfg, package, size):
             :160
         ]
     finally:
+        signal.alarm(0)
         gc.collect()
     return None
+
+
+def stop(*_):
+    raise TimeoutError('longer than --limit')
 
 
 def main():
     args, console = parse_args(), Console()
     args.json, args.markdown = (path and Path(path).resolve() for path in (args.json, args.markdown))
+    signal.signal(signal.SIGALRM, stop)
     MMLogger.get_instance('mmengine', log_level='ERROR')
     chosen, total = configs_of(args.package, args.families, args.every)
     init_default_scope(args.package)
@@ -134,8 +145,8 @@ def main():
         model = without_weights(cfg.model.to_dict())
         if 'data_preprocessor' in cfg:
             model.setdefault('data_preprocessor', cfg.data_preprocessor.to_dict())
-        plain = run(without_weights(model), args.package, args.size)
-        se = run(with_se(without_weights(model)), args.package, args.size)
+        plain = run(without_weights(model), args.package, args.size, args.limit)
+        se = run(with_se(without_weights(model)), args.package, args.size, args.limit)
         results.append(dict(family=family, model=cfg.model.type, config=name, plain=plain, SE=se))
         console.print(f'{name}: {plain or "works"}; with SE: {se or "works"}', markup=False, highlight=False)
     table = Table(*COLUMNS)

@@ -19,8 +19,11 @@ from se_mm.utils import InputError
 from .se_layer import SELayer
 
 
-def is_pretrained(cfg: dict | None) -> bool:
-    return bool(cfg) and cfg.get('type') in ('Pretrained', PretrainedInit)
+def is_pretrained(cfg: dict | list[dict] | None) -> bool:
+    """Whether an init_cfg, or one of a list, loads weights."""
+    if isinstance(cfg, list | tuple):
+        return any(map(is_pretrained, cfg))
+    return isinstance(cfg, dict) and cfg.get('type') in ('Pretrained', PretrainedInit)
 
 
 def loading_arguments(cfg: dict) -> dict:
