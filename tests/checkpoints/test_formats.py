@@ -350,7 +350,7 @@ MISFITS = [
     ('seresnet50', dict(deep_stem=True, avg_down=True), ['deep_stem=False (is True)', 'avg_down=False (is True)']),
     ('seresnet50', dict(in_channels=1), ['in_channels=3 (is 1)']),
     ('seresnet18', dict(depth=18), ["se_cfg={'divisor': 8} (is {})"]),
-    ('seresnext50_32x4d', dict(type='SEResNeXt', groups=64), ['groups=32 (is 64)']),
+    ('seresnext50_32x4d', dict(type='se_mm.SEResNeXt', groups=64), ['groups=32 (is 64)']),
     ('seresnext50_32x4d', dict(), ["type='SEResNeXt' (is 'SEResNet')"]),
 ]
 
@@ -358,7 +358,7 @@ MISFITS = [
 @pytest.mark.parametrize('name, arguments, words', MISFITS, ids=str)
 def test_misfits_say_what_to_set(name, arguments, words, tmp_path):
     path = save_weights(timm.create_model(name).state_dict(), tmp_path / 'weights.pth')
-    model = MODELS.build(dict(dict(type='SEResNet', depth=50), **arguments))
+    model = MODELS.build(dict(dict(type='se_mm.SEResNet', depth=50), **arguments))
     with pytest.raises(InputError) as caught:
         load_backbone(model, str(path))
     assert 'weights.pth' in str(caught.value)

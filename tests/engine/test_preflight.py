@@ -240,9 +240,9 @@ def test_pretrained_parts_are_found_everywhere(root, tmp_path):
     with pytest.raises(InputError, match=r'model\.backbone\.init_cfg: .*no\.pth does not exist'):
         check_config(cfg, training=True)
     with pytest.raises(InputError, match=r'model\.parts\.0\.init_cfg: .*no\.pth does not exist'):
-        check_pretrained(dict(parts=[dict(type='SEResNet', depth=18, init_cfg=missing)]), None)
+        check_pretrained(dict(parts=[dict(type='se_mm.SEResNet', depth=18, init_cfg=missing)]), None)
     with pytest.raises(InputError, match=r'model\.pretrained: .*no\.pth does not exist'):
-        check_pretrained(dict(type='SEResNet', depth=18, pretrained=missing['checkpoint']), None)
+        check_pretrained(dict(type='se_mm.SEResNet', depth=18, pretrained=missing['checkpoint']), None)
 
 
 def test_backbones_that_have_to_be_trained_first(root, tmp_path, monkeypatch):
