@@ -12,7 +12,7 @@ from mmengine.config import Config
 from rich.console import Console
 
 import se_mm  # noqa: F401  registers the backbones
-from se_mm.engine import guard
+from se_mm.engine import guard, load_config
 from se_mm.engine.swap import twin
 from se_mm.models.se_layer import VARIANTS
 from se_mm.utils import InputError, written_whole
@@ -39,26 +39,19 @@ def base_of(config, out):
 
 
 def read(config):
-    if '::' in config:
-        from mmengine.hub import get_config
+    if '::' not in config:
+        return load_config(config)
+    from mmengine.hub import get_config
 
-        try:
-            return get_config(config)
-        except Exception as error:
-            raise InputError(f'config {config} cannot be read: {error}') from error
-    if not Path(config).is_file():
-        raise InputError(f'config {config} does not exist')
     try:
-        return Config.fromfile(config)
+        return get_config(config)
     except Exception as error:
-        raise InputError(f'config {config} cannot be read: {type(error).__name__}: {error}') from error
+        raise InputError(f'config {config} cannot be read: {error}') from error
 
 
 def main():
     args = parse_args()
     cfg = read(args.config)
-    if 'model' not in cfg:
-        raise InputError(f'config {args.config} has no model')
     if Path(args.out).exists():
         raise InputError(f'{args.out} is already there: give another name')
     changes, warnings = twin(cfg, args.weights, args.variant)

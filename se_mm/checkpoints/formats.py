@@ -18,9 +18,10 @@ from se_mm.utils import InputError
 PLACEHOLDERS = dict(l=r'layer\d+\.\d+', s=r'\d+', i=r'\d+', n=r'\d+', p=r'\w+')
 Rules = Iterable[tuple[str, str]]
 
-IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], channels='RGB')
+# Of RGB images.
+IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
 # Caffe's order and scale; its first convolution is turned to RGB here.
-CAFFE = dict(mean=[123.0, 117.0, 104.0], std=[1.0, 1.0, 1.0], channels='RGB')
+CAFFE = dict(mean=[123.0, 117.0, 104.0], std=[1.0, 1.0, 1.0])
 
 
 class Format(NamedTuple):
@@ -152,7 +153,7 @@ SE_LAYER, TIMM_DEEP, BOTTLENECK = r'\.se_layer\.conv1\.conv\.', r'^conv1\.3\.', 
 CONVOLVED_SHORTCUT = 'the first of its basic blocks (depths 18 and 34) has a convolution in the shortcut'
 RELU_BEFORE_SE = 'its basic blocks (depths 18 and 34) have one more ReLU, before SE; timm://seresnet* has none'
 TIMM_SE = [('{l}.se.fc{i}.{p}', '{l}.se_layer.conv{i}.conv.{p}')]
-TIMM_STEM = [('conv1.{i}.{p}', 'stem.{i}.{p}'), ('bn1.{p}', 'stem.7.{p}')]
+TIMM_STEM = [('bn1.{p}', 'stem.7.{p}'), ('conv1.{i}.{p}', 'stem.{i}.{p}')]
 LEGACY = [('{l}.se_module.fc{i}.{p}', '{l}.se_layer.conv{i}.conv.{p}')]
 LEGACY_STEM = [('layer0.conv1.{p}', 'conv1.{p}'), ('layer0.bn1.{p}', 'bn1.{p}')]
 LEGACY_DEEP_STEM = _deep_stem([f'layer0.conv{i}' for i in (1, 2, 3)], [f'layer0.bn{i}' for i in (1, 2, 3)])

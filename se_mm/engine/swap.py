@@ -8,6 +8,7 @@ from copy import deepcopy
 from mmengine.config import Config
 
 from se_mm.checkpoints import published
+from se_mm.checkpoints.formats import CAFFE, IMAGENET
 from se_mm.models.base import is_pretrained
 from se_mm.models.se_layer import VARIANTS
 from se_mm.utils import InputError
@@ -33,10 +34,7 @@ FITTING = dict(
 )
 # Of its ResNets, where mmdet's and ours have others.
 MMPRETRAINS_DEFAULTS = dict(norm_eval=False, out_indices=(3,))
-IMAGES = dict(
-    imagenet=dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375]),
-    caffe=dict(mean=[123.0, 117.0, 104.0], std=[1.0, 1.0, 1.0]),
-)
+IMAGES = dict(imagenet=IMAGENET, caffe=CAFFE)
 
 
 def swap_of(backbone: object) -> dict | None:

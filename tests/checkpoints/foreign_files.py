@@ -62,3 +62,31 @@ def write_mxnet(arrays, path):
     parts += [struct.pack('<Q', len(name)) + name.encode() for name in arrays]
     path.write_bytes(b''.join(parts))
     return path
+
+
+def to_gluon(state, first):
+    """Names of GluonCV for a network of timm; ``first``: position of the first stage in its list of layers."""
+    parts = dict(conv1='body.0', bn1='body.1', conv2='body.3', bn2='body.4', conv3='body.6', bn3='body.7')
+    names = {}
+    for key, tensor in state.items():
+        *layer, parameter = key.split('.')
+        parameter = dict(running_mean='running_mean', running_var='running_var').get(
+            parameter,
+            parameter if tensor.dim() > 1 or 'fc' in key else dict(weight='gamma', bias='beta').get(parameter),
+        )
+        if parameter is None:
+            continue
+        if layer[0].startswith('layer'):
+            stage, block = first + int(layer[0][5:]) - 1, layer[1]
+            if layer[2] == 'se':
+                part = f'se.{0 if layer[3] == "fc1" else 2}'
+            else:
+                part = '.'.join(layer[2:]) if layer[2] == 'downsample' else parts[layer[2]]
+            names[f'features.{stage}.{block}.{part}.{parameter}'] = tensor
+        elif layer[0] == 'fc':
+            names[f'output.{parameter}'] = tensor
+        elif first == 4:
+            names[f'features.{dict(conv1=0, bn1=1)[layer[0]]}.{parameter}'] = tensor
+        else:
+            names[f'features.{layer[1] if layer[0] == "conv1" else 7}.{parameter}'] = tensor
+    return names

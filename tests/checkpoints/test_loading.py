@@ -12,7 +12,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import timm
 import torch
-from foreign_files import write_mxnet
+from foreign_files import to_gluon, write_mxnet
 
 from se_mm.checkpoints import load_backbone, locate, read_checkpoint, save_weights
 from se_mm.models import SEResNet
@@ -177,8 +177,6 @@ def test_memory(suffix, most, tmp_path):
     path, model = tmp_path / f'weights.{suffix}', SEResNet(50)
     if suffix == 'params':
         model = timm.create_model('seresnext50_32x4d')
-        from test_formats import to_gluon
-
         write_mxnet(to_gluon(model.state_dict(), 4), path)
     else:
         save_weights(model.state_dict(), path)
