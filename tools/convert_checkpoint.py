@@ -16,7 +16,6 @@ import se_mm  # noqa: F401  registers the backbones
 from se_mm.checkpoints import (
     constructor_arguments,
     expected_arguments,
-    load_backbone,
     locate,
     openmmlab_state,
     published,
@@ -25,7 +24,7 @@ from se_mm.checkpoints import (
     save_weights,
     timm_state,
 )
-from se_mm.checkpoints.loading import examples
+from se_mm.checkpoints.loading import examples, load_tensors
 from se_mm.engine import guard
 from se_mm.registry import MODELS
 from se_mm.utils import InputError, write_json
@@ -90,7 +89,7 @@ def main():
     plain = not any('se_layer' in name for name in weights.tensors)
     if plain:
         backbone.update(with_se=False)
-    report = load_backbone(MODELS.build(backbone), args.src, args.prefix, unsafe_pickle=args.unsafe_pickle)
+    report = load_tensors(MODELS.build(backbone), weights.tensors, weights, args.src)
     backbone.pop('with_se', None) if plain else None
     normalisation = weights.format.normalisation
     images = dict(mean=normalisation['mean'], std=normalisation['std'], bgr_to_rgb=True) if normalisation else None

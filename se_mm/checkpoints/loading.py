@@ -226,10 +226,22 @@ def load_backbone(
         InputError: no such checkpoint; it is damaged or would run code; its tensors do not fit, with the
             arguments of the model to set.
     """
-    if fresh_se not in ('random', 'identity'):
-        raise InputError(f"init_cfg.fresh_se={fresh_se!r}: choose 'random' or 'identity'")
     content = read_checkpoint(locate(checkpoint), unsafe_pickle)
     tensors, weights = backbone_weights(content['state_dict'], checkpoint, prefix, content.get('meta'))
+    return load_tensors(model, tensors, weights, checkpoint, strict, fresh_se)
+
+
+def load_tensors(
+    model: nn.Module,
+    tensors: dict[str, Tensor],
+    weights: Weights | None,
+    checkpoint: str,
+    strict: bool = True,
+    fresh_se: str = 'random',
+) -> Report:
+    """:func:`load_backbone` of what was read: tensors with our names, and what they were."""
+    if fresh_se not in ('random', 'identity'):
+        raise InputError(f"init_cfg.fresh_se={fresh_se!r}: choose 'random' or 'identity'")
     own, name = model.state_dict(), type(model).__name__
     residual = 'layer1.0.conv2.weight'
     if weights and hasattr(model, 'maxpool') and residual in own and residual in tensors:
