@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import mmengine
+import psutil
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
@@ -46,6 +48,23 @@ def _set_environment(launcher: str) -> None:
         if 'MASTER_ADDR' not in env:
             raise InputError('--launcher mpi needs the address of the first machine: set MASTER_ADDR')
     env.setdefault('MASTER_PORT', '29500')
+    # By default gloo takes the address of the machine's name, which often is one that no other machine reaches.
+    if 'GLOO_SOCKET_IFNAME' not in env and (interface := _interface_towards(env['MASTER_ADDR'])):
+        env['GLOO_SOCKET_IFNAME'] = interface
+
+
+def _interface_towards(address: str) -> str | None:
+    try:
+        family, kind, _, _, target = socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(target)  # sends nothing
+            own = probe.getsockname()[0]
+    except OSError as error:
+        raise InputError(f'MASTER_ADDR={address} cannot be reached: {error}') from error
+    for name, addresses in psutil.net_if_addrs().items():
+        if own in {part.address.partition('%')[0] for part in addresses}:
+            return name
+    return None
 
 
 def init_distributed(cfg: Config, launcher: str) -> None:

@@ -1,9 +1,12 @@
 """The real launchers, two processes, real training and evaluation on drawn data."""
 
 import json
+import os
 import re
+import shutil
 import socket
 import stat
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -145,16 +148,57 @@ def test_several_machines_need_an_address(run):
     assert code == 1 and 'set MASTER_ADDR' in output and 'Traceback' not in output
 
 
-def test_two_machines(run, scenes, free_port, tmp_path):
-    """Two launchers on this machine, one process each, as two machines would start them."""
-    address = dict(NNODES=2, MASTER_ADDR='127.0.0.1', PORT=free_port)
-    command = [TOOLS / 'dist_train.sh', CLASSIFIER, 1, *data(scenes, 1, detection=False)]
+@pytest.fixture
+def machines():
+    """Address of the first of two machines and what starts a program on each: network namespaces with a cable
+    between them or, where making them is not allowed, two addresses of this machine."""
+    names = [f'se_mm{os.getpid()}_{i}' for i in (0, 1)]
+
+    def ip(*arguments, check=True):
+        result = subprocess.run(['ip', *arguments], stderr=subprocess.PIPE, text=True)
+        if check and result.returncode:
+            raise PermissionError(result.stderr)
+
+    try:
+        for name in names:
+            ip('netns', 'add', name)
+        ip('link', 'add', 'cable0', 'netns', names[0], 'type', 'veth', 'peer', 'name', 'cable1', 'netns', names[1])
+        for i, name in enumerate(names):
+            ip('-n', name, 'addr', 'add', f'10.77.0.{i + 1}/24', 'dev', f'cable{i}')
+            ip('-n', name, 'link', 'set', f'cable{i}', 'up')
+            ip('-n', name, 'link', 'set', 'lo', 'up')
+        yield '10.77.0.1', [['ip', 'netns', 'exec', name] for name in names]
+    except (FileNotFoundError, PermissionError) as error:
+        print(f'two addresses of one machine instead of two network namespaces: {error}')
+        yield '127.0.0.2', [[], []]
+    finally:
+        if shutil.which('ip'):
+            for name in names:
+                ip('netns', 'del', name, check=False)
+
+
+def test_two_machines_compute_what_one_does(run, machines, scenes, free_port, tmp_path):
+    options = [*data(scenes, 1, detection=False), 'randomness.seed=0']
+    script = TOOLS / 'dist_train.sh'
+    one = dict(OMP_NUM_THREADS=1, PORT=free_port)  # as many threads, or sums are rounded differently
+    code, output = run(script, CLASSIFIER, 2, '--work-dir', 'one', *options, **one)
+    assert code == 0, output
+
+    address, starters = machines
+    several = dict(one, NNODES=2, MASTER_ADDR=address)
     with ThreadPoolExecutor() as pool:
-        runs = [pool.submit(run, *command, **address, NODE_RANK=rank) for rank in (0, 1)]
-        results = [job.result() for job in runs]
+        jobs = [
+            pool.submit(run, *starter, script, CLASSIFIER, 1, '--work-dir', f'two{i}', *options, **several, NODE_RANK=i)
+            for i, starter in enumerate(starters)
+        ]
+        results = [job.result() for job in jobs]
     assert [code for code, _ in results] == [0, 0], results
     assert 'GPU number: 2' in results[0][1]
-    assert (tmp_path / 'work_dirs' / 'se_r18_scenes' / 'epoch_1.pth').is_file()
+    alone, together = (
+        torch.load(tmp_path / work / 'epoch_1.pth', weights_only=False)['state_dict'] for work in ('one', 'two0')
+    )
+    assert alone.keys() == together.keys() and all(torch.equal(alone[key], together[key]) for key in alone)
+    assert not (tmp_path / 'two1' / 'epoch_1.pth').exists()
 
 
 @pytest.mark.parametrize(
