@@ -14,12 +14,16 @@ class BuildWithConfigs(build_py):
 
     def run(self):
         super().run()
-        if self.editable_mode:
-            return
-        for name in ('configs', 'tools'):
-            target = Path(self.build_lib, 'se_mm', '.mim', name)
-            shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(here / name, target, ignore=shutil.ignore_patterns('__pycache__'))
+        target = here / 'se_mm' / '.mim' if self.editable_mode else Path(self.build_lib, 'se_mm', '.mim')
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir()
+        for name in ('configs', 'tools', 'model-index.yml'):
+            if self.editable_mode:
+                (target / name).symlink_to(here / name)
+            elif (here / name).is_dir():
+                shutil.copytree(here / name, target / name, ignore=shutil.ignore_patterns('__pycache__'))
+            else:
+                shutil.copy(here / name, target)
 
 
 version = {}
@@ -42,6 +46,7 @@ setup(
         'torch>=2.5',  # safe_globals, to read checkpoints without running code
         'numpy>=1.26',  # numpy._core, in checkpoints of NumPy 2
         'packaging',  # comparing versions
+        'psutil',  # network interfaces, for distributed runs without GPUs
         'safetensors',  # a format of weights
         'pyyaml',  # the list of published weights
         'filelock',  # one download for all processes of a machine

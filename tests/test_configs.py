@@ -7,6 +7,7 @@ import yaml
 from conftest import CONFIGS, config_files
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from modelindex.load_model_index import load as load_model_index
 
 from se_mm.models import SELayer
 
@@ -86,3 +87,25 @@ def test_markdown_links_of_the_project_exist():
     for page in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md'):
         for target in re.findall(r'\]\(([^)#:]+)\)', Path(root, page).read_text()):
             assert os.path.exists(root / target), f'{page}: {target}'
+
+
+def test_metafiles_list_every_config_as_it_is():
+    index = load_model_index(str(CONFIGS.parent / 'model-index.yml'))
+    index.build_models_with_collections()
+    assert index.check(silent=True) == []
+    collections = {collection.name for collection in index.collections}
+    models = {model.name: model for model in index.models}
+    assert len(models) == len(index.models) and models.keys() == {path.stem for path in config_files()}
+    for path in config_files():
+        model, cfg = models[path.stem], Config.fromfile(path)
+        assert CONFIGS.parent / model.config == path and model.in_collection in collections
+        assert (model.in_collection == 'Plain twins') == ('se' not in path.stem or path.stem == 'r50_no_se')
+        data = model.metadata.data
+        assert (data['Epochs'], data['Batch Size']) == (cfg.train_cfg.max_epochs, cfg.auto_scale_lr.base_batch_size)
+        counted = re.search(rf'\| \[{path.stem}\]\(.*', README)
+        if counted:
+            numbers = re.findall(r'\| (\d+\.\d+) (?=\|)', counted[0])
+            assert numbers[:2] == [
+                f'{data["Parameters"] / 1e6:.2f}',
+                f'{data["FLOPs"] / 1e9:.{len(numbers[1].partition(".")[2])}f}',
+            ]
