@@ -20,7 +20,14 @@ SWAPS = {
     'ResNetV1d': dict(type='se_mm.SEResNet', deep_stem=True, avg_down=True),
     'ResNeXt': dict(type='se_mm.SEResNeXt'),
 }
-SCOPES = ('', 'mmdet', 'mmpretrain', 'mmcls', 'mmseg', 'mmpose')
+# What the packages' ResNets have for arguments that a config leaves out, where ours have something else.
+DEFAULTS = {
+    'mmdet': {},
+    'mmpretrain': dict(norm_eval=False, out_indices=(3,)),
+    'mmcls': dict(norm_eval=False, out_indices=(3,)),
+    'mmseg': dict(norm_eval=False),
+    'mmpose': dict(norm_eval=False, out_indices=(3,)),
+}
 # Arguments that weights are made for.
 FITTING = dict(
     depth=None,
@@ -32,8 +39,6 @@ FITTING = dict(
     in_channels=3,
     base_channels=64,
 )
-# Of its ResNets, where mmdet's and ours have others.
-MMPRETRAINS_DEFAULTS = dict(norm_eval=False, out_indices=(3,))
 IMAGES = dict(imagenet=IMAGENET, caffe=CAFFE)
 
 
@@ -44,7 +49,7 @@ def swap_of(backbone: object) -> dict | None:
     if 'expansion' in backbone:  # mmpretrain's wide residual networks
         return None
     scope, _, name = backbone['type'].rpartition('.')
-    return SWAPS.get(name) if scope in SCOPES else None
+    return SWAPS.get(name) if scope in ('', *DEFAULTS) else None
 
 
 def backbones(model: dict | list, path: tuple = ()) -> Iterator[tuple[tuple, dict]]:
@@ -120,16 +125,17 @@ def twin(cfg: Config, weights: str | None = None, variant: str = 'standard') -> 
     if not found:
         raise InputError(f'{cfg.filename}: its model has no backbone of type {", ".join(SWAPS)}')
     changes, warnings = {}, []
-    for path, plain in found:
+    for path, written in found:
         name = '.'.join(map(str, ('model', *path)))
         if any(isinstance(key, int) for key in path):
             raise InputError(f'{cfg.filename}: {name} is in a list, which a config cannot change in part')
-        change = deepcopy(swap_of(plain))
+        defaults = DEFAULTS.get(written['type'].rpartition('.')[0] or cfg.get('default_scope'), {})
+        plain = {**defaults, **written}
+        change = {**deepcopy(swap_of(plain)), **{k: v for k, v in defaults.items() if k not in written}}
         if variant != 'standard':
             change['se_cfg'] = dict(variant=variant)
-        if plain['type'].startswith('mmpretrain.') or cfg.get('default_scope') == 'mmpretrain':
-            change |= {k: v for k, v in MMPRETRAINS_DEFAULTS.items() if k not in plain}
-        pretrained = is_pretrained(plain.get('init_cfg')) or plain.get('pretrained')
+        owner = _at(cfg, ('model', *path[:-1]))
+        pretrained = is_pretrained(plain.get('init_cfg')) or plain.get('pretrained') or owner.get('pretrained')
         entry = None
         if weights:
             entry = named_weights(weights, swapped(plain))
@@ -145,6 +151,8 @@ def twin(cfg: Config, weights: str | None = None, variant: str = 'standard') -> 
             warnings += _start_at_random(name, plain, change, why)
         if 'pretrained' in plain:
             change['pretrained'] = None
+        if owner.get('pretrained'):  # mmsegmentation hands it to the backbone
+            _set(changes, ('model', *path[:-1]), dict(pretrained=None))
         if entry:
             change |= {k: v for k, v in entry['arguments'].items() if k not in ('type', 'depth') and plain.get(k) != v}
             _set_images(cfg, path, IMAGES[entry['images']], changes)
@@ -172,6 +180,12 @@ def _start_at_random(name: str, plain: dict, change: dict, why: str) -> list[str
     change |= stuck
     settings = ', '.join(f'{k}={v}' for k, v in stuck.items())
     return [f'{name} starts at random weights, {why}' + (f'; with {settings}, or they would stay' if stuck else '')]
+
+
+def _at(cfg: Config, path: tuple) -> object:
+    for key in path:
+        cfg = cfg[key]
+    return cfg
 
 
 def _set(changes: dict, path: tuple, value: dict) -> None:

@@ -53,6 +53,8 @@ class SEResNet(Backbone):
         zero_init_residual: initialise the last norm of every branch with 0; not with gates that are 0 at 0.
         pretrained: deprecated path of a checkpoint, use ``init_cfg``.
         init_cfg: initialisation config; None for He initialisation.
+        contract_dilation: halve the dilation in the first block of stages that have one (mmsegmentation's argument).
+        multi_grid: dilation of each block of the last stage, None for ``dilations`` (mmsegmentation's argument).
         drop_path_rate: stochastic depth, rising linearly from 0 to this rate at the last block.
         with_se: whether stages have SE, one value for each or one for all.
         se_ratio: reduction ratio r of SE.
@@ -102,6 +104,8 @@ class SEResNet(Backbone):
         zero_init_residual: bool = True,
         pretrained: str | None = None,
         init_cfg: dict | list[dict] | None = None,
+        contract_dilation: bool = False,
+        multi_grid: Sequence[int] | None = None,
         drop_path_rate: float = 0.0,
         with_se: bool | Sequence[bool] = True,
         se_ratio: int = 16,
@@ -127,6 +131,10 @@ class SEResNet(Backbone):
 
         self.block, stage_blocks = self.arch_settings[depth]
         self.stage_blocks = stage_blocks[:num_stages]
+        if multi_grid is not None and len(multi_grid) != self.stage_blocks[-1]:
+            raise ValueError(
+                f'multi_grid={tuple(multi_grid)}: give {self.stage_blocks[-1]} entries, one for each block'
+            )
         block_init_cfg = None
         if init_cfg is None and zero_init_residual:
             last_norm = 'norm2' if self.block.expansion == 1 else 'norm3'
@@ -137,6 +145,11 @@ class SEResNet(Backbone):
         drop_paths = torch.linspace(0, drop_path_rate, sum(self.stage_blocks), device='cpu').tolist()
         for i, num_blocks in enumerate(self.stage_blocks):
             planes = base_channels * 2**i
+            grid = [dilations[i]] * num_blocks
+            if contract_dilation and dilations[i] > 1:
+                grid[0] //= 2
+            if multi_grid is not None and i == num_stages - 1:
+                grid = multi_grid
             blocks = []
             for j in range(num_blocks):
                 stride = strides[i] if j == 0 else 1
@@ -149,7 +162,7 @@ class SEResNet(Backbone):
                         inplanes,
                         planes,
                         stride=stride,
-                        dilation=dilations[i],
+                        dilation=grid[j],
                         downsample=downsample,
                         style=style,
                         conv_cfg=conv_cfg,
