@@ -13,10 +13,12 @@ import signal
 import traceback
 from pathlib import Path
 
+import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.logging import MMLogger
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import InstanceData
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -35,8 +37,10 @@ def parse_args():
     parser.add_argument('--package', choices=['mmdet', 'mmpretrain'], default='mmdet', help='whose configs [mmdet]')
     parser.add_argument('--families', nargs='+', help='folders of configs [all]')
     parser.add_argument('--every', action='store_true', help='every config, not one of each family and model type')
-    parser.add_argument('--size', type=int, default=128, help='of the square images [128]')
-    parser.add_argument('--limit', type=int, default=60, help='seconds for building, training and predicting once [60]')
+    parser.add_argument(
+        '--size', type=int, nargs='+', default=[128, 512], help='of the square images; the next if one fails [128 512]'
+    )
+    parser.add_argument('--limit', type=int, default=120, help='seconds for building, training, predicting once [120]')
     parser.add_argument('--markdown', metavar='FILE', help='also write the table as Markdown')
     parser.add_argument('--json', metavar='FILE', help='also write the results as JSON')
     return parser.parse_args()
@@ -81,33 +85,72 @@ def with_se(node):
     return node
 
 
-def detection_batch(size):
+def detections(size):
     from mmdet.testing import demo_mm_inputs
 
     shapes = [(3, size, size)] * 2
     batch = demo_mm_inputs(2, shapes, num_items=[3, 2], num_classes=2, with_mask=True, with_semantic=True)
     for sample in batch['data_samples']:
         sample.gt_instances.labels.zero_()  # the one class that every head knows
+        sample.proposals = InstanceData(bboxes=sample.gt_instances.bboxes.clone())
     return batch
 
 
-def classification_batch(size):
+def videos(size):
+    from mmdet.testing import demo_track_inputs
+
+    batch = demo_track_inputs(1, 2, [0], [(3, size, size)], num_items=[3], with_mask=True)
+    for sample in batch['data_samples'][0].video_data_samples:
+        sample.gt_instances.instances_ids = torch.arange(3)  # the same ones in all frames
+    return batch
+
+
+def branches(size):
+    """A semi-supervised batch."""
+    names = ('sup', 'unsup_teacher', 'unsup_student')
+    parts = [detections(size) for _ in names]
+    for part in parts:
+        for sample in part['data_samples']:
+            sample.set_metainfo(dict(homography_matrix=np.eye(3, dtype=np.float32)))
+    keys = ('inputs', 'data_samples')
+    return {key: {name: part[key] for name, part in zip(names, parts, strict=True)} for key in keys}
+
+
+def persons(_):
+    """Of the one size that the neck pools to a vector."""
+    from mmdet.structures import ReIDDataSample
+
+    images = torch.from_numpy(np.random.RandomState(0).randint(0, 256, (4, 3, 256, 128), np.uint8))
+    samples = [ReIDDataSample() for _ in images]
+    for i, sample in enumerate(samples):
+        sample.set_gt_label(i // 2)
+    return dict(inputs=list(images), data_samples=samples)
+
+
+def classes(size):
     from mmpretrain.structures import DataSample
 
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (2, 3, size, size), generator=generator, dtype=torch.uint8)
+    images = torch.from_numpy(np.random.RandomState(0).randint(0, 256, (2, 3, size, size), np.uint8))
     return dict(inputs=list(images), data_samples=[DataSample().set_gt_label(0) for _ in images])
+
+
+BATCHES = dict(
+    TrackDataPreprocessor=videos, MultiBranchDataPreprocessor=branches, ReIDDataPreprocessor=persons
+)  # by the model's data preprocessor; of the others, by package
+DEFAULTS = dict(mmdet=detections, mmpretrain=classes)
 
 
 def run(model_cfg, package, size, limit):
     """One training step and one prediction; the reason if one fails."""
     torch.manual_seed(0)
+    kind = model_cfg.get('data_preprocessor', {}).get('type', '')
+    predicted = DEFAULTS[package] if kind == 'MultiBranchDataPreprocessor' else BATCHES.get(kind, DEFAULTS[package])
+    trained = BATCHES.get(kind, DEFAULTS[package])
     signal.alarm(limit)
-    batch = detection_batch if package == 'mmdet' else classification_batch
     try:
         model = MODELS.build(ConfigDict(model_cfg))
         model.train()
-        losses = model(**model.data_preprocessor(batch(size), True), mode='loss')
+        losses = model(**model.data_preprocessor(trained(size), True), mode='loss')
         loss, _ = model.parse_losses(losses)
         if not loss.isfinite():
             return f'loss is {loss.item()}'
@@ -117,12 +160,11 @@ def run(model_cfg, package, size, limit):
             return f'no gradient for {silent[0]}'
         model.eval()
         with torch.no_grad():
-            model(**model.data_preprocessor(batch(size), False), mode='predict')
+            model(**model.data_preprocessor(predicted(size), False), mode='predict')
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        return f'{type(error).__name__} in {Path(where.filename).name}: {str(error).strip().partition(chr(10))[0]}'[
-            :160
-        ]
+        text = ' '.join(str(error).partition('\n')[0].split()) or where.line
+        return f'{type(error).__name__} in {Path(where.filename).name}: {text}'[:160]
     finally:
         signal.alarm(0)
         gc.collect()
@@ -138,6 +180,7 @@ def main():
     args.json, args.markdown = (path and Path(path).resolve() for path in (args.json, args.markdown))
     signal.signal(signal.SIGALRM, stop)
     MMLogger.get_instance('mmengine', log_level='ERROR')
+    MessageHub.get_current_instance().update_info_dict(dict(iter=0, epoch=0))  # some losses warm up
     chosen, total = configs_of(args.package, args.families, args.every)
     init_default_scope(args.package)
     results = []
@@ -145,10 +188,14 @@ def main():
         model = without_weights(cfg.model.to_dict())
         if 'data_preprocessor' in cfg:
             model.setdefault('data_preprocessor', cfg.data_preprocessor.to_dict())
-        plain = run(without_weights(model), args.package, args.size, args.limit)
-        se = run(with_se(without_weights(model)), args.package, args.size, args.limit)
-        results.append(dict(family=family, model=cfg.model.type, config=name, plain=plain, SE=se))
-        console.print(f'{name}: {plain or "works"}; with SE: {se or "works"}', markup=False, highlight=False)
+        for size in args.size:
+            plain = run(without_weights(model), args.package, size, args.limit)
+            if plain is None:
+                break
+        se = run(with_se(without_weights(model)), args.package, size, args.limit)
+        results.append(dict(family=family, model=cfg.model.type, config=name, size=size, plain=plain, SE=se))
+        line = f'{name}: {plain or "works"}; with SE: {se or "works"}'
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     table = Table(*COLUMNS)
     rows = [[row[key] for key in COLUMNS[:3]] + [row[key] or 'works' for key in COLUMNS[3:]] for row in results]
     for row in rows:
