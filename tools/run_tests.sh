@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Set up the virtual environment, then lint and test. Arguments go to pytest.
+# STACK=openmmlab tests beside the original OpenMMLab packages (see setup_env.sh).
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 "$root/tools/setup_env.sh"
-export PATH="$root/.venv/bin:$PATH"
-if [ "$(cat "$root/.venv/.device")" = cpu ]; then export CUDA_VISIBLE_DEVICES=''; fi
+venv="$root/.venv${STACK:+-$STACK}"
+export PATH="$venv/bin:$PATH"
+if [ "$(cat "$venv/.device")" = cpu ]; then export CUDA_VISIBLE_DEVICES=''; fi
 cd "$root"
 python -m ruff check .
 python -m ruff format --check .

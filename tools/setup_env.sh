@@ -1,10 +1,18 @@
 #!/usr/bin/env bash
 # Make the virtual environment .venv of this checkout from requirements.txt, unless it is there.
+# With STACK=openmmlab: .venv-openmmlab with the original OpenMMLab packages, from requirements-openmmlab.txt.
 # mmcv's operators are compiled once for each version of torch and Python and kept in
-# ${XDG_CACHE_HOME:-~/.cache}/se_mm. PYTHON names the interpreter (3.10 to 3.13) [python3].
+# ${XDG_CACHE_HOME:-~/.cache}/se_mm. PYTHON names the interpreter (3.10 to 3.13, the original
+# packages to 3.12) [python3].
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-venv="$root/.venv"
+case "${STACK:-}" in
+'') suffix='' newest=13 ;;
+openmmlab) suffix=-openmmlab newest=12 ;;
+*) echo "error: STACK=$STACK is unknown: leave it out or set it to openmmlab" >&2 && exit 1 ;;
+esac
+venv="$root/.venv$suffix"
+requirements="$root/requirements$suffix.txt"
 python="${PYTHON:-python3}"
 
 fail() {
@@ -12,10 +20,10 @@ fail() {
     exit 1
 }
 
-command -v "$python" >/dev/null || fail "$python not found: install Python 3.10 to 3.13 or set PYTHON"
-"$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' ||
-    fail "$("$python" --version) is not supported: set PYTHON to a Python 3.10 to 3.13"
-stamp="$("$python" --version) $(cksum <"$root/requirements.txt") $root"
+command -v "$python" >/dev/null || fail "$python not found: install Python 3.10 to 3.$newest or set PYTHON"
+"$python" -c "import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, $newest))" ||
+    fail "$("$python" --version) is not supported: set PYTHON to a Python 3.10 to 3.$newest"
+stamp="$("$python" --version) $(cksum <"$requirements") $root"
 if [ "$(cat "$venv/.complete" 2>/dev/null)" = "$stamp" ]; then
     exit 0
 fi
@@ -28,9 +36,9 @@ echo "[1/3] packages into $venv (2 minutes and 6 GB)"
 rm -rf "$venv"
 "$python" -m venv "$venv" || fail "$python cannot make virtual environments: apt-get install python3-venv"
 export PATH="$venv/bin:$PATH" PIP_DISABLE_PIP_VERSION_CHECK=1
-mmcv="$(grep -o '^onedl-mmcv==[^ ]*' "$root/requirements.txt")"
+mmcv="$(grep -Eo '^(onedl-)?mmcv==[^ ]*' "$requirements")"
 # --no-deps: the list is complete, but for opencv-python, which headless OpenCV replaces.
-grep -v '^onedl-mmcv==' "$root/requirements.txt" >"$venv/requirements.txt"
+grep -v "^$mmcv" "$requirements" >"$venv/requirements.txt"
 grep -E '^(setuptools|wheel|packaging)==' "$venv/requirements.txt" >"$venv/build.txt"
 python -m pip install -q --no-deps -r "$venv/build.txt"
 python -m pip install -q --no-deps -r "$venv/requirements.txt"

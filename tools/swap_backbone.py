@@ -9,10 +9,12 @@ import os
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.utils import is_installed
 from rich.console import Console
 
 import se_mm  # noqa: F401  registers the backbones
-from se_mm.engine import guard, load_config
+from se_mm.engine import config_path, guard, load_config
 from se_mm.engine.swap import twin
 from se_mm.models.se_layer import VARIANTS
 from se_mm.utils import InputError, written_whole
@@ -27,35 +29,23 @@ def parse_args():
     return parser.parse_args()
 
 
-def base_of(config, out):
-    """How ``out`` names the config: by its package, or from its own folder."""
-    path = Path(config).resolve()
+def base_of(path, out):
+    """How ``out`` names the config: by its package if MMEngine finds it, else from its own folder."""
+    path, folder = path.resolve(), Path(out).resolve().parent
     for parent in path.parents:
-        if parent.parts[-2:] == ('.mim', 'configs'):
+        if parent.parts[-2:] == ('.mim', 'configs') and is_installed(MODULE2PACKAGE.get(parent.parts[-3], '-')):
             return f'{parent.parts[-3]}::{path.relative_to(parent)}'
-    folder = Path(out).resolve().parent
     near = len(Path(os.path.commonpath([path, folder])).parts) > 1
     return os.path.relpath(path, folder) if near else str(path)
 
 
-def read(config):
-    if '::' not in config:
-        return load_config(config)
-    from mmengine.hub import get_config
-
-    try:
-        return get_config(config)
-    except Exception as error:
-        raise InputError(f'config {config} cannot be read: {error}') from error
-
-
 def main():
     args = parse_args()
-    cfg = read(args.config)
+    cfg = load_config(args.config)
     if Path(args.out).exists():
         raise InputError(f'{args.out} is already there: give another name')
     changes, warnings = twin(cfg, args.weights, args.variant)
-    base = args.config if '::' in args.config else base_of(args.config, args.out)
+    base = base_of(config_path(args.config), args.out)
     text = Config(dict(_base_=base, **changes)).pretty_text
     with written_whole(args.out) as temporary:
         temporary.write_text(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
@@ -34,23 +35,41 @@ def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return args
 
 
-def load_config(path: str | os.PathLike, options: dict | None = None, work_dir: str | None = None) -> Config:
-    """A config with the command line's overrides and its work dir.
+def config_path(config: str | os.PathLike) -> Path:
+    """The file of a config, which is a path or ``PACKAGE::NAME``, one that came with an installed package.
+
+    Raises:
+        InputError: there is no such file or package.
+    """
+    package, colons, name = str(config).partition('::')
+    path = Path(config)
+    if colons:
+        # MMEngine's own functions for such names install packages that they miss.
+        spec = find_spec(package) if package.isidentifier() else None
+        if spec is None or spec.origin is None:
+            raise InputError(f'config {config}: {package} is not installed')
+        path = Path(spec.origin).parent / '.mim' / 'configs' / name
+    if not path.is_file():
+        raise InputError(f'config {config} does not exist' + (f': there is no {path}' if colons else ''))
+    return path
+
+
+def load_config(config: str | os.PathLike, options: dict | None = None, work_dir: str | None = None) -> Config:
+    """A config, given as for :func:`config_path`, with the command line's overrides and its work dir.
 
     The work dir is the argument, else the config's, else ``./work_dirs/<name of the config>``.
 
     Raises:
         InputError: the file is missing or not a config, or an override does not fit it.
     """
-    if not Path(path).is_file():
-        raise InputError(f'config {path} does not exist')
+    path = config_path(config)
     try:
         cfg = Config.fromfile(path)
         cfg.merge_from_dict(options or {})
     except Exception as error:
         # A config is a program: it can fail in any way.
-        raise InputError(f'config {path} cannot be read: {type(error).__name__}: {error}') from error
+        raise InputError(f'config {config} cannot be read: {type(error).__name__}: {error}') from error
     if 'model' not in cfg:
-        raise InputError(f'config {path} has no model: is it a config of a detector or classifier?')
+        raise InputError(f'config {config} has no model: is it a config of a detector or classifier?')
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(path).stem))
     return cfg

@@ -41,7 +41,8 @@ def test_mistakes_are_named(run, tmp_path):
     (tmp_path / 'there.py').touch()
     for arguments, message in (
         (['no.py', 'a.py'], 'config no.py does not exist'),
-        (['mmdet::no/no.py', 'a.py'], 'config mmdet::no/no.py cannot be read'),
+        (['mmdet::no/no.py', 'a.py'], 'config mmdet::no/no.py does not exist: there is no /'),
+        (['mmno::no/no.py', 'a.py'], 'mmno is not installed'),
         ([CONFIG, 'there.py'], 'there.py is already there: give another name'),
     ):
         code, output = run(*swap, *arguments)
