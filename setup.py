@@ -9,6 +9,10 @@ from setuptools.command.build_py import build_py
 here = Path(__file__).parent
 
 
+# Folders of Python's, and the scripts that set up a checkout of their own.
+NOT_INSTALLED = shutil.ignore_patterns('__pycache__', 'setup_env.sh', 'run_tests.sh', 'quickstart.sh')
+
+
 class BuildWithConfigs(build_py):
     """Puts configs and tools into the folder .mim of the package, where mim looks for them."""
 
@@ -21,7 +25,7 @@ class BuildWithConfigs(build_py):
             if self.editable_mode:
                 (target / name).symlink_to(here / name)
             elif (here / name).is_dir():
-                shutil.copytree(here / name, target / name, ignore=shutil.ignore_patterns('__pycache__'))
+                shutil.copytree(here / name, target / name, ignore=NOT_INSTALLED)
             else:
                 shutil.copy(here / name, target)
 
@@ -66,7 +70,7 @@ setup(
             'rich',  # tables and progress of the tools
             'scipy',  # .mat files of SVHN
         ],
-        # the original packages; mmengine 0.10.7 cannot load its checkpoints with torch 2.6
+        # the original packages, whose own tools cannot load their checkpoints with torch 2.6 (ours can)
         'openmmlab': [
             'torch<2.6',
             'torchvision',

@@ -46,13 +46,11 @@ def conflict(versions: dict[str, str]) -> str | None:
     for name, oldest in dict(torch='2.5', numpy='1.26').items():
         if name in versions and Version(versions[name]) < Version(oldest):
             return f'{name} {versions[name]} is too old: {oldest} or newer is needed.'
-    torch, mmengine, mmcv = (Version(versions[name]) for name in ('torch', 'mmengine', 'mmcv'))
+    mmengine, mmcv = (Version(versions[name]) for name in ('mmengine', 'mmcv'))
     if mmengine < Version('0.8.3'):
         return f'mmengine {mmengine} is too old: 0.8.3 or newer is needed.'
     if mmcv < Version('2.0.0'):
         return f'mmcv {mmcv} is too old: 2.0.0 or newer is needed.'
-    if torch >= Version('2.6') and mmengine < Version('0.10.8'):
-        return f'mmengine {mmengine} cannot load its own checkpoints with torch {torch}: torch below 2.6 is needed.'
     if 'mmdet' in versions:
         mmdet = Version(versions['mmdet'])
         if mmdet < Version('3.0.0'):
