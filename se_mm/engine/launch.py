@@ -11,13 +11,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import mmengine
 import psutil
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.dist import all_gather_object, init_dist, is_distributed
-from packaging.version import Version
 
 from se_mm.checkpoints.files import SAFE_GLOBALS
 from se_mm.utils import InputError
@@ -123,13 +121,12 @@ def once_per_machine(check: Callable[[], None]) -> None:
 def guard() -> Iterator[None]:
     """Frame of a tool: an InputError becomes one line on standard error and exit code 1.
 
-    Checkpoints read meanwhile, by whatever library, are data: torch refuses pickled code. MMEngine
-    before 0.10.8 cannot read its own checkpoints that way; there only the tools' own check refuses.
+    Checkpoints read meanwhile, by whatever library, are data: torch refuses pickled code. What MMEngine
+    saves is registered as harmless, since its releases before 0.10.8 do not do that themselves.
     """
     torch.serialization.add_safe_globals(SAFE_GLOBALS)
     os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
-    if Version(mmengine.__version__) >= Version('0.10.8'):
-        os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+    os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
     try:
         yield
     except InputError as error:

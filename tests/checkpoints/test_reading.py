@@ -3,7 +3,6 @@ import subprocess
 import sys
 import zipfile
 
-import mmengine
 import numpy as np
 import pytest
 import torch
@@ -66,10 +65,6 @@ def test_other_numpys_checkpoints_are_read_by_us_and_by_mmengine(tmp_path):
     assert subprocess.check_output([sys.executable, '-c', script, tmp_path / 'b.pth'], text=True).endswith('1.5\n')
 
 
-@pytest.mark.skipif(
-    Version(mmengine.__version__) < Version('0.10.8'),
-    reason='this mmengine cannot read its own checkpoints as data',
-)
 def test_tools_keep_mmengine_from_unpickling_code(tmp_path):
     torch.save(dict(state_dict={}, meta=Executes(tmp_path / 'was_run')), tmp_path / 'a.pth')
     script = (
