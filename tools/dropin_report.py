@@ -40,7 +40,7 @@ def parse_args():
     parser.add_argument(
         '--size', type=int, nargs='+', default=[128, 512], help='of the square images; the next if one fails [128 512]'
     )
-    parser.add_argument('--limit', type=int, default=120, help='seconds for building, training, predicting once [120]')
+    parser.add_argument('--limit', type=int, default=300, help='seconds for building, training, predicting once [300]')
     parser.add_argument('--markdown', metavar='FILE', help='also write the table as Markdown')
     parser.add_argument('--json', metavar='FILE', help='also write the results as JSON')
     return parser.parse_args()
@@ -190,7 +190,7 @@ def main():
             model.setdefault('data_preprocessor', cfg.data_preprocessor.to_dict())
         for size in args.size:
             plain = run(without_weights(model), args.package, size, args.limit)
-            if plain is None:
+            if plain is None or plain.startswith('TimeoutError'):
                 break
         se = run(with_se(without_weights(model)), args.package, size, args.limit)
         results.append(dict(family=family, model=cfg.model.type, config=name, size=size, plain=plain, SE=se))
