@@ -91,3 +91,21 @@ def test_mistakes_are_named():
         changed(path, 'timm://seresnext50_32x4d.racm_in1k')
     with pytest.raises(InputError, match='its model has no backbone of type ResNet'):
         changed(MMDET / 'ssd' / 'ssd300_coco.py')
+
+
+def test_what_other_packages_leave_out_is_written(tmp_path):
+    """mmsegmentation hands weights to the backbone; mmpose's and its ResNets have other defaults than mmdet's."""
+    path = tmp_path / 'a.py'
+    path.write_text(
+        "default_scope = 'mmseg'\n"
+        "model = dict(pretrained='open-mmlab://resnet50_v1c', backbone=dict(type='ResNetV1c', depth=50))\n"
+    )
+    changes, warnings = twin(Config.fromfile(path))
+    backbone = dict(type='se_mm.SEResNet', deep_stem=True, norm_eval=False, init_cfg=None)
+    assert changes == dict(model=dict(pretrained=None, backbone=backbone))
+    assert 'starts at random weights' in warnings[0] and 'norm_eval' not in warnings[0]
+
+    path.write_text("default_scope = 'mmpose'\nmodel = dict(backbone=dict(type='ResNet', depth=50))\n")
+    changes, warnings = twin(Config.fromfile(path))
+    assert changes == dict(model=dict(backbone=dict(type='se_mm.SEResNet', norm_eval=False, out_indices=(3,))))
+    assert warnings == []
