@@ -196,8 +196,13 @@ def main():
         results.append(dict(family=family, model=cfg.model.type, config=name, size=size, plain=plain, SE=se))
         line = f'{name}: {plain or "works"}; with SE: {se or "works"}'
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    table = Table(*COLUMNS)
+    report(args, console, total, results)
+
+
+def report(args, console, total, results):
+    """Print the table; write what --markdown and --json ask for."""
     rows = [[row[key] for key in COLUMNS[:3]] + [row[key] or 'works' for key in COLUMNS[3:]] for row in results]
+    table = Table(*COLUMNS)
     for row in rows:
         table.add_row(*row)
     console.print(table)
@@ -208,14 +213,16 @@ def main():
         f'as they are, and {working} of these with SE.'
     )
     print(summary)
+    versions = installed_versions()
     if args.markdown:
-        lines = [summary, '', f'| {" | ".join(COLUMNS)} |', '| --- ' * len(COLUMNS) + '|']
+        installed = ', '.join(f'{name} {version}' for name, version in versions.items())
+        lines = [summary, '', f'On a CPU, {installed}.', '']
+        lines += [f'| {" | ".join(COLUMNS)} |', '| --- ' * len(COLUMNS) + '|']
         lines += ['| ' + ' | '.join(cell.replace('|', '/') for cell in row) + ' |' for row in rows]
         with written_whole(args.markdown) as temporary:
             temporary.write_text('\n'.join(lines) + '\n')
     if args.json:
-        content = dict(package=args.package, configs=total, versions=installed_versions(), results=results)
-        write_json(args.json, content)
+        write_json(args.json, dict(package=args.package, configs=total, versions=versions, results=results))
 
 
 if __name__ == '__main__':

@@ -115,13 +115,19 @@ def twin(cfg: Config, weights: str | None = None, variant: str = 'standard') -> 
         The changed keys as nested dicts, and warnings.
 
     Raises:
-        InputError: no such variant; no plain backbone, or one inside a list, which no config can change in part.
+        InputError: no such variant; a config of classes; no plain backbone, or one inside a list, which no config
+            can change in part.
     """
     if variant not in VARIANTS:
         raise InputError(f'variant {variant!r}: choose one of {", ".join(VARIANTS)}')
     found = [
         (path, part) for path, part in backbones(cfg.model.to_dict()) if not any('teacher' in str(k) for k in path)
     ]
+    if str(cfg.model.to_dict().get('type')).count('.') > 1:
+        raise InputError(
+            f'{cfg.filename} names classes instead of types, and no config of types can inherit from it: in a copy of '
+            'it, write SEResNet or SEResNeXt of se_mm.models in place of ResNet or ResNeXt'
+        )
     if not found:
         raise InputError(f'{cfg.filename}: its model has no backbone of type {", ".join(SWAPS)}')
     changes, warnings = {}, []

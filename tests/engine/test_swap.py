@@ -109,3 +109,13 @@ def test_what_other_packages_leave_out_is_written(tmp_path):
     changes, warnings = twin(Config.fromfile(path))
     assert changes == dict(model=dict(backbone=dict(type='se_mm.SEResNet', norm_eval=False, out_indices=(3,))))
     assert warnings == []
+
+
+def test_config_of_classes(tmp_path):
+    path = tmp_path / 'a.py'
+    path.write_text(
+        'from mmdet.models.backbones import ResNet\nfrom mmdet.models.detectors import RetinaNet\n'
+        'model = dict(type=RetinaNet, backbone=dict(type=ResNet, depth=50))\n'
+    )
+    with pytest.raises(InputError, match='write SEResNet or SEResNeXt of se_mm.models'):
+        twin(Config.fromfile(path))
