@@ -86,7 +86,7 @@ def test_mistakes_are_named():
     with pytest.raises(InputError, match="variant 'fast': choose one of standard, slow_squeeze"):
         changed(path, None, 'fast')
     with pytest.raises(
-        InputError, match=r'weights timm://seresnext50_32x4d\.racm_in1k are for .*not for SEResNet of depth 50'
+        InputError, match=r'weights timm://seresnext50_32x4d\.racm_in1k are for .*not for SEResNet with its arguments'
     ):
         changed(path, 'timm://seresnext50_32x4d.racm_in1k')
     with pytest.raises(InputError, match='its model has no backbone of type ResNet'):
@@ -101,7 +101,7 @@ def test_what_other_packages_leave_out_is_written(tmp_path):
         "model = dict(pretrained='open-mmlab://resnet50_v1c', backbone=dict(type='ResNetV1c', depth=50))\n"
     )
     changes, warnings = twin(Config.fromfile(path))
-    backbone = dict(type='se_mm.SEResNet', deep_stem=True, norm_eval=False, init_cfg=None)
+    backbone = dict(type='se_mm.SEResNet', deep_stem=True, norm_eval=False)
     assert changes == dict(model=dict(pretrained=None, backbone=backbone))
     assert 'starts at random weights' in warnings[0] and 'norm_eval' not in warnings[0]
 
@@ -109,6 +109,65 @@ def test_what_other_packages_leave_out_is_written(tmp_path):
     changes, warnings = twin(Config.fromfile(path))
     assert changes == dict(model=dict(backbone=dict(type='se_mm.SEResNet', norm_eval=False, out_indices=(3,))))
     assert warnings == []
+
+
+def written(tmp_path, model, **keys):
+    path = tmp_path / 'written.py'
+    path.write_text(''.join(f'{key} = {value!r}\n' for key, value in dict(keys, model=model).items()))
+    return path
+
+
+def test_checkpoints_of_the_plain_model_do_not_overwrite_se(tmp_path):
+    changes, warnings, _ = changed(MMDET / 'cityscapes' / 'faster-rcnn_r50_fpn_1x_cityscapes.py')
+    assert changes['load_from'] is None and 'load_from' in warnings[0]
+    assert changes['model']['backbone']['init_cfg']['checkpoint'] == 'timm://seresnet50.ra2_in1k'
+
+    changes, warnings, _ = changed(MMDET / 'qdtrack' / 'qdtrack_faster-rcnn_r50_fpn_4e_base.py')
+    assert changes['model']['detector']['init_cfg'] is None and 'model.detector.init_cfg' in warnings[0]
+    assert changes['model']['detector']['backbone']['init_cfg']['checkpoint'].startswith('timm://')
+
+
+def test_random_weights_never_stay_frozen(tmp_path):
+    path = written(tmp_path, dict(backbone=dict(type='ResNet', depth=50, frozen_stages=1)), default_scope='mmdet')
+    changes, warnings, _ = changed(path)
+    assert changes['model']['backbone'] == dict(type='se_mm.SEResNet', norm_eval=False, frozen_stages=-1)
+    assert 'starts at random weights; with norm_eval=False, frozen_stages=-1, or they would stay' in warnings[0]
+
+
+def test_init_cfg_none_can_be_inherited(tmp_path):
+    path = written(tmp_path, dict(backbone=dict(type='ResNet', depth=50, init_cfg=None)))
+    changes, _, _ = changed(path, 'own.pth')
+    (tmp_path / 'twin.py').write_text(Config(dict(_base_='./written.py', **changes)).pretty_text)
+    init_cfg = Config.fromfile(tmp_path / 'twin.py').model.backbone.init_cfg
+    assert init_cfg == dict(type='Pretrained', checkpoint='own.pth')
+
+
+def test_both_names_of_widths_count(tmp_path):
+    init_cfg = dict(type='Pretrained', checkpoint='a.pth')
+    backbone = dict(type='ResNeXt', depth=101, groups=32, width_per_group=8, init_cfg=init_cfg)
+    changes, _, _ = changed(written(tmp_path, dict(backbone=backbone), default_scope='mmpretrain'))
+    assert changes['model']['backbone']['init_cfg']['checkpoint'] == 'timm://seresnext101_32x8d.ah_in1k'
+
+
+def test_normalisation_inside_that_of_teacher_and_student():
+    changes, _, cfg = changed(MMDET / 'soft_teacher' / 'soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.01-coco.py')
+    images = dict(IMAGENET, bgr_to_rgb=True)
+    assert changes['model']['data_preprocessor'] == dict(data_preprocessor=images)
+    assert changes['model']['detector']['data_preprocessor'] == images
+
+
+def test_arguments_follow_named_weights():
+    path = MMDET / 'faster_rcnn' / 'faster-rcnn_r50-caffe_fpn_1x_coco.py'
+    changes, _, _ = changed(path, 'timm://seresnet50.ra2_in1k')
+    assert changes['model']['backbone']['style'] == 'pytorch'
+    with pytest.raises(InputError, match='are of standard SE: leave out --variant'):
+        changed(path, 'timm://seresnet50.ra2_in1k', 'bump')
+
+
+def test_other_packages_resnets_are_refused(tmp_path):
+    path = written(tmp_path, dict(backbone=dict(type='ResNet', depth=50)), default_scope='mmaction')
+    with pytest.raises(InputError, match='of mmaction, whose arguments are not known'):
+        changed(path)
 
 
 def test_config_of_classes(tmp_path):
