@@ -15,6 +15,8 @@ from torch import Tensor
 
 from se_mm.utils import InputError
 
+from .meta import said
+
 PLACEHOLDERS = dict(l=r'layer\d+\.\d+', s=r'\d+', i=r'\d+', n=r'\d+', p=r'\w+')
 Rules = Iterable[tuple[str, str]]
 
@@ -269,7 +271,8 @@ def recognise(
         tensors: what the checkpoint holds.
         source: its path, for errors.
         prefix: of the backbone's names; None to find it.
-        meta: what the checkpoint says of itself; ``backbone`` and ``data_preprocessor`` if converted here.
+        meta: what the checkpoint says of itself: ``backbone`` and ``data_preprocessor`` if converted here, MMEngine's
+            ``cfg`` if trained.
 
     Returns:
         The weights with our names, or None if the names are of no format in ``FORMATS``.
@@ -297,21 +300,8 @@ def recognise(
         if all(re.search(mark, '\n'.join(inside), re.MULTILINE) for mark in format.marks):
             if format.refusal:
                 raise InputError(f'{source} ({format.name}) has no equal here: {format.refusal}')
-            return _convert(_described(format, meta), chosen, inside, state)
+            return _convert(format._replace(**said(meta, chosen)), chosen, inside, state)
     return None
-
-
-def _described(format: Format, meta: dict | None) -> Format:
-    """The format with what a file converted here says of itself."""
-    meta = meta if isinstance(meta, dict) and isinstance(meta.get('backbone'), dict) else None
-    if meta is None:
-        return format
-    backbone, images = meta['backbone'], meta.get('data_preprocessor')
-    return format._replace(
-        stem_pool_ceil_mode=bool(backbone.get('stem_pool_ceil_mode', str(backbone.get('type')).endswith('SENet'))),
-        caffe_style='always' if backbone.get('style') == 'caffe' else 'never',
-        normalisation=images if isinstance(images, dict) and {'mean', 'std'} <= set(images) else None,
-    )
 
 
 def _convert(format: Format, prefix: str, inside: dict[str, str], tensors: dict[str, Tensor]) -> Weights:

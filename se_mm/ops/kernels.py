@@ -7,8 +7,6 @@ brought to the layout of x. Sums are float32 (float64 for float64) in an order t
 the shape alone: the same call gives the same bits.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.distributed as dist
 import triton

@@ -1,0 +1,45 @@
+import pytest
+import torch
+from mmengine.config import Config
+
+from se_mm.checkpoints import load_backbone
+from se_mm.checkpoints.meta import written_config
+from se_mm.engine.preflight import check_images
+from se_mm.models import SEResNet
+from se_mm.utils import InputError
+
+BGR = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False)
+
+
+def trained(path, data_preprocessor=BGR, **arguments):
+    """What MMEngine saves of a detector."""
+    backbone = dict(type='se_mm.SEResNet', depth=50, **arguments)
+    cfg = Config(dict(model=dict(type='RetinaNet', backbone=backbone, data_preprocessor=data_preprocessor), a=1))
+    tensors = {f'backbone.{k}': v for k, v in SEResNet(50, **arguments).state_dict().items()}
+    torch.save(dict(meta=dict(cfg=cfg.pretty_text, epoch=1), state_dict=tensors), path)
+    return str(path)
+
+
+def test_arguments_that_change_no_tensor_are_checked(tmp_path):
+    path = trained(tmp_path / 'a.pth', style='caffe', stem_pool_ceil_mode=True)
+    with pytest.raises(InputError, match=r"set .*stem_pool_ceil_mode=True.*style='caffe'|style='caffe'.*ceil_mode"):
+        load_backbone(SEResNet(50), path)
+    load_backbone(SEResNet(50, style='caffe', stem_pool_ceil_mode=True), path)
+
+
+def test_normalisation_is_compared_in_one_order(tmp_path, monkeypatch):
+    report = load_backbone(SEResNet(50), trained(tmp_path / 'a.pth'))
+    assert report.format.normalisation == dict(mean=[123.675, 116.28, 103.53], std=[1.0, 1.0, 1.0])
+    said = []
+    monkeypatch.setattr('se_mm.engine.preflight.print_log', lambda message, **_: said.append(message))
+    check_images(report, BGR, 'model.backbone')
+    assert not said
+    check_images(report, dict(BGR, std=[58.395, 57.12, 57.375]), 'model.backbone')
+    assert len(said) == 1 and 'expect RGB images' in said[0]
+
+
+def test_only_plain_data_is_read(tmp_path):
+    text = f"x = open({str(tmp_path / 'made')!r}, 'w')\ny = dict(a=[1, (2, -3)], b=None)\nz = __import__('os')\n"
+    assert written_config(text) == dict(y=dict(a=[1, [2, -3]], b=None))
+    assert not (tmp_path / 'made').exists()
+    assert written_config('((((') == written_config(None) == written_config('(' * 100000) == {}
