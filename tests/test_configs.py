@@ -1,6 +1,4 @@
-import os
 import re
-from pathlib import Path
 
 import pytest
 import yaml
@@ -84,9 +82,9 @@ def test_papers_numbers_in_the_readme_are_those_compared_with():
 
 def test_markdown_links_of_the_project_exist():
     root = CONFIGS.parent
-    for page in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md'):
-        for target in re.findall(r'\]\(([^)#:]+)\)', Path(root, page).read_text()):
-            assert os.path.exists(root / target), f'{page}: {target}'
+    for page in [*root.glob('*.md'), *(root / 'docs').glob('*.md')]:
+        for target in re.findall(r'\]\(([^)#:]+)[)#]', page.read_text()):
+            assert (page.parent / target).exists(), f'{page}: {target}'
 
 
 def test_metafiles_list_every_config_as_it_is():

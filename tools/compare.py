@@ -15,7 +15,7 @@ from rich.table import Table
 
 import se_mm  # noqa: F401  registers the backbones
 from se_mm.analysis import complexity
-from se_mm.engine import guard, load_config
+from se_mm.engine import config_path, guard, load_config
 from se_mm.utils import InputError, write_json
 
 DETECTION = ('AP', 'AP50', 'AP75', 'AP_S', 'AP_M', 'AP_L')
@@ -24,7 +24,7 @@ ERROR = ('top1', 'top5')
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('configs', nargs='+', help='config files, the baseline first')
+    parser.add_argument('configs', nargs='+', help='config files or PACKAGE::NAME, the baseline first')
     parser.add_argument('--work-dirs', nargs='+', metavar='DIR', help='one for each config [./work_dirs/CONFIG]')
     parser.add_argument(
         '--shape', nargs=2, type=int, metavar=('H', 'W'), help='image size for GFLOPs [of the test pipeline]'
@@ -64,6 +64,7 @@ def measured_numbers(work_dir: str, config: str) -> dict:
 
 
 def row_of(config: str, work_dir: str | None, shape: tuple[int, int] | None) -> dict:
+    config = str(config_path(config))
     cfg = load_config(config, work_dir=work_dir)
     counts = complexity(cfg, shape)
     measured = measured_numbers(cfg.work_dir, config)

@@ -26,7 +26,7 @@ from se_mm.utils import InputError, written_whole
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help='config file, or PACKAGE::NAME of an installed package')
     parser.add_argument('checkpoint', help='checkpoint of the model; with --backbone anything that init_cfg takes')
     parser.add_argument('out', help='file to write, .onnx')
     parser.add_argument('--backbone', action='store_true', help='only the backbone, with the feature maps as output')

@@ -4,7 +4,8 @@
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 "$root/tools/setup_env.sh"
-export PATH="$root/.venv/bin:$PATH"
-if [ "$(cat "$root/.venv/.device")" = cpu ]; then export CUDA_VISIBLE_DEVICES=''; fi
+venv="$root/.venv${STACK:+-$STACK}"
+export PATH="$venv/bin:$PATH"
+if [ "$(cat "$venv/.device")" = cpu ]; then export CUDA_VISIBLE_DEVICES=''; fi
 cd "$root"
 exec python tools/quickstart.py "$@"

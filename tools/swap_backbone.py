@@ -22,7 +22,7 @@ from se_mm.utils import InputError, written_whole
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config file, or PACKAGE::NAME')
+    parser.add_argument('config', help='config file, or PACKAGE::NAME of an installed package')
     parser.add_argument('out', help='config to write')
     parser.add_argument('--weights', help='checkpoint for init_cfg, or none [chosen of the published ones]')
     parser.add_argument('--variant', choices=VARIANTS, default='standard', help='of SE [standard]')

@@ -24,7 +24,7 @@ from se_mm.utils import InputError
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help='config file, or PACKAGE::NAME of an installed package')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out', metavar='FILE.pkl', help='write all predictions to a pickle file')
     parser.add_argument('--show', action='store_true', help='show predictions in a window')

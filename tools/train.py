@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.dist import all_gather_object
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
@@ -17,7 +18,7 @@ from se_mm.utils import InputError
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help='config file, or PACKAGE::NAME of an installed package')
     parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help="scale the learning rate with the run's batch size"
@@ -59,6 +60,12 @@ def main():
     checkpoint = cfg.get('load_from')
     if cfg.get('resume') and checkpoint is None and Path(cfg.work_dir, 'last_checkpoint').is_file():
         checkpoint = find_latest_checkpoint(cfg.work_dir)
+    found = {path and Path(path).name for path in all_gather_object(checkpoint)}
+    if len(found) > 1:
+        raise InputError(
+            f'machines would resume from different checkpoints, {" and ".join(sorted(map(str, found)))}: put the '
+            'right one where all find it and name it, --resume CHECKPOINT'
+        )
     once_per_machine(lambda: check_config(cfg, training=True, checkpoint=checkpoint))
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.train()

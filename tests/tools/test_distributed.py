@@ -185,13 +185,19 @@ def test_two_machines_compute_what_one_does(run, machines, scenes, free_port, tm
     assert code == 0, output
 
     address, starters = machines
-    several = dict(one, NNODES=2, MASTER_ADDR=address)
-    with ThreadPoolExecutor() as pool:
-        jobs = [
-            pool.submit(run, *starter, script, CLASSIFIER, 1, '--work-dir', f'two{i}', *options, **several, NODE_RANK=i)
-            for i, starter in enumerate(starters)
-        ]
-        results = [job.result() for job in jobs]
+
+    def run_both(*more):
+        several = dict(one, NNODES=2, MASTER_ADDR=address)
+        with ThreadPoolExecutor() as pool:
+            jobs = [
+                pool.submit(
+                    run, *start, script, CLASSIFIER, 1, '--work-dir', f'two{i}', *more, *options, **several, NODE_RANK=i
+                )
+                for i, start in enumerate(starters)
+            ]
+            return [job.result() for job in jobs]
+
+    results = run_both()
     assert [code for code, _ in results] == [0, 0], results
     assert 'GPU number: 2' in results[0][1]
     alone, together = (
@@ -199,6 +205,10 @@ def test_two_machines_compute_what_one_does(run, machines, scenes, free_port, tm
     )
     assert alone.keys() == together.keys() and all(torch.equal(alone[key], together[key]) for key in alone)
     assert not (tmp_path / 'two1' / 'epoch_1.pth').exists()
+
+    results = run_both('--resume')  # which the second machine cannot
+    assert all(code == 1 for code, _ in results)
+    assert 'would resume from different checkpoints, None and epoch_1.pth' in results[0][1]
 
 
 @pytest.mark.parametrize(
