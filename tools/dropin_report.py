@@ -11,6 +11,7 @@ import importlib
 import os
 import signal
 import traceback
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,7 @@ def without_weights(node):
     if isinstance(node, dict):
         kept = {k: v for k, v in node.items() if k not in ('pretrained', 'teacher_ckpt')}
         return {k: without_weights(v) for k, v in kept.items() if not (k == 'init_cfg' and is_pretrained(v))}
-    return [without_weights(item) for item in node] if isinstance(node, list | tuple) else node
+    return type(node)(without_weights(item) for item in node) if isinstance(node, list | tuple) else node
 
 
 def with_se(node):
@@ -160,7 +161,8 @@ def run(model_cfg, package, size, limit):
             return f'no gradient for {silent[0]}'
         model.eval()
         with torch.no_grad():
-            model(**model.data_preprocessor(predicted(size), False), mode='predict')
+            one = {key: values[:1] for key, values in predicted(size).items()}  # some models take no more
+            model(**model.data_preprocessor(one, False), mode='predict')
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = ' '.join(str(error).partition('\n')[0].split()) or where.line
@@ -188,11 +190,11 @@ def main():
         model = without_weights(cfg.model.to_dict())
         if 'data_preprocessor' in cfg:
             model.setdefault('data_preprocessor', cfg.data_preprocessor.to_dict())
-        for size in args.size:
-            plain = run(without_weights(model), args.package, size, args.limit)
+        for size in args.size:  # building a model changes its config
+            plain = run(deepcopy(model), args.package, size, args.limit)
             if plain is None or plain.startswith('TimeoutError'):
                 break
-        se = run(with_se(without_weights(model)), args.package, size, args.limit)
+        se = run(with_se(deepcopy(model)), args.package, size, args.limit)
         results.append(dict(family=family, model=cfg.model.type, config=name, size=size, plain=plain, SE=se))
         line = f'{name}: {plain or "works"}; with SE: {se or "works"}'
         console.print(line, markup=False, highlight=False, soft_wrap=True)
