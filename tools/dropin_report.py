@@ -150,6 +150,7 @@ def run(model_cfg, package, size, limit):
     signal.alarm(limit)
     try:
         model = MODELS.build(ConfigDict(model_cfg))
+        model.init_weights()
         model.train()
         losses = model(**model.data_preprocessor(trained(size), True), mode='loss')
         loss, _ = model.parse_losses(losses)
