@@ -76,13 +76,13 @@ def without_weights(node):
     return type(node)(without_weights(item) for item in node) if isinstance(node, list | tuple) else node
 
 
-def with_se(node):
-    """The same with only the types of the backbones changed (and the arguments that a type stands for)."""
+def with_se(node, package):
+    """The same with only the types of the backbones changed, and the arguments that a type stands for."""
     for path, backbone in list(backbones(node)):
         parent = node
         for key in path[:-1]:
             parent = parent[key]
-        parent[path[-1]] = swapped(backbone)
+        parent[path[-1]] = swapped(backbone, package)
     return node
 
 
@@ -135,8 +135,19 @@ def classes(size):
     return dict(inputs=list(images), data_samples=[DataSample().set_gt_label(0) for _ in images])
 
 
+def views(size):
+    """Two of each image, for self-supervised learning."""
+    batch = classes(size)
+    images = torch.stack(batch['inputs'])
+    return dict(batch, inputs=[images, images.flip(-1)])
+
+
 BATCHES = dict(
-    TrackDataPreprocessor=videos, MultiBranchDataPreprocessor=branches, ReIDDataPreprocessor=persons
+    DetDataPreprocessor=detections,
+    TrackDataPreprocessor=videos,
+    MultiBranchDataPreprocessor=branches,
+    ReIDDataPreprocessor=persons,
+    SelfSupDataPreprocessor=views,
 )  # by the model's data preprocessor; of the others, by package
 DEFAULTS = dict(mmdet=detections, mmpretrain=classes)
 
@@ -162,8 +173,11 @@ def run(model_cfg, package, size, limit):
             return f'no gradient for {silent[0]}'
         model.eval()
         with torch.no_grad():
-            one = {key: values[:1] for key, values in predicted(size).items()}  # some models take no more
-            model(**model.data_preprocessor(one, False), mode='predict')
+            if trained is views:  # such models give features alone
+                model(model.data_preprocessor(views(size), False)['inputs'][0], mode='tensor')
+            else:
+                one = {key: values[:1] for key, values in predicted(size).items()}  # some models take no more
+                model(**model.data_preprocessor(one, False), mode='predict')
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = ' '.join(str(error).partition('\n')[0].split()) or where.line
@@ -185,9 +199,10 @@ def main():
     MMLogger.get_instance('mmengine', log_level='ERROR')
     MessageHub.get_current_instance().update_info_dict(dict(iter=0, epoch=0))  # some losses warm up
     chosen, total = configs_of(args.package, args.families, args.every)
-    init_default_scope(args.package)
     results = []
     for family, name, cfg in track(chosen, 'running', console=console):
+        scope = cfg.get('default_scope', args.package)
+        init_default_scope(scope)
         model = without_weights(cfg.model.to_dict())
         if 'data_preprocessor' in cfg:
             model.setdefault('data_preprocessor', cfg.data_preprocessor.to_dict())
@@ -195,7 +210,7 @@ def main():
             plain = run(deepcopy(model), args.package, size, args.limit)
             if plain is None or plain.startswith('TimeoutError'):
                 break
-        se = run(with_se(deepcopy(model)), args.package, size, args.limit)
+        se = run(with_se(deepcopy(model), scope), args.package, size, args.limit)
         results.append(dict(family=family, model=cfg.model.type, config=name, size=size, plain=plain, SE=se))
         line = f'{name}: {plain or "works"}; with SE: {se or "works"}'
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -62,9 +62,10 @@ def backbones(model: dict | list, path: tuple = ()) -> Iterator[tuple[tuple, dic
             yield from backbones(value, (*path, key))
 
 
-def swapped(backbone: dict) -> dict:
-    """The backbone's config with SE, its weights left out."""
-    return {**{k: v for k, v in backbone.items() if k not in ('init_cfg', 'pretrained')}, **swap_of(backbone)}
+def swapped(backbone: dict, package: str | None = None) -> dict:
+    """The backbone's config with SE, its weights left out; ``package`` is the one whose ResNet a bare type means."""
+    kept = {k: v for k, v in backbone.items() if k not in ('init_cfg', 'pretrained')}
+    return {**DEFAULTS.get(backbone['type'].rpartition('.')[0] or package, {}), **kept, **swap_of(backbone)}
 
 
 def _fitting(arguments: dict) -> dict:
