@@ -12,6 +12,7 @@ import warnings
 import numpy as np
 import torch
 from mmengine.registry import MODELS, init_default_scope
+from packaging.version import Version
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -113,6 +114,8 @@ def main():
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise InputError(f"exporting needs {error.name}: pip install 'se_mm[onnx]'") from error
+    if Version(torch.__version__) < Version('2.6'):
+        raise InputError(f'torch {torch.__version__} cannot export batch norms this way: use 2.6 or newer')
     model, channels, outputs, images = build(args)
     exported = export(model, channels, args, outputs)
     if images.get('mean') is not None:
