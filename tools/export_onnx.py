@@ -114,9 +114,9 @@ def main():
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise InputError(f"exporting needs {error.name}: pip install 'se_mm[onnx]'") from error
+    model, channels, outputs, images = build(args)
     if Version(torch.__version__) < Version('2.6'):
         raise InputError(f'torch {torch.__version__} cannot export batch norms this way: use 2.6 or newer')
-    model, channels, outputs, images = build(args)
     exported = export(model, channels, args, outputs)
     if images.get('mean') is not None:
         order = 'RGB' if images.get('bgr_to_rgb') or images.get('to_rgb') else 'BGR'
