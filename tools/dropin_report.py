@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import MessageHub, MMLogger
+from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData
 from rich.console import Console
@@ -93,6 +94,12 @@ def detections(size):
     batch = demo_mm_inputs(2, shapes, num_items=[3, 2], num_classes=2, with_mask=True, with_semantic=True)
     for sample in batch['data_samples']:
         sample.gt_instances.labels.zero_()  # the one class that every head knows
+    return batch
+
+
+def with_proposals(batch, model):
+    """With proposals for the models that expect them of another's RPN."""
+    for sample in () if getattr(model, 'with_rpn', True) else batch['data_samples']:
         sample.proposals = InstanceData(bboxes=sample.gt_instances.bboxes.clone())
     return batch
 
@@ -161,9 +168,10 @@ def run(model_cfg, package, size, limit):
     signal.alarm(limit)
     try:
         model = MODELS.build(ConfigDict(model_cfg))
+        model = revert_sync_batchnorm(model)  # as Runner does without GPUs
         model.init_weights()
         model.train()
-        losses = model(**model.data_preprocessor(trained(size), True), mode='loss')
+        losses = model(**model.data_preprocessor(with_proposals(trained(size), model), True), mode='loss')
         loss, _ = model.parse_losses(losses)
         if not loss.isfinite():
             return f'loss is {loss.item()}'
@@ -176,7 +184,8 @@ def run(model_cfg, package, size, limit):
             if trained is views:  # such models give features alone
                 model(model.data_preprocessor(views(size), False)['inputs'][0], mode='tensor')
             else:
-                one = {key: values[:1] for key, values in predicted(size).items()}  # some models take no more
+                batch = with_proposals(predicted(size), model)
+                one = {key: values[:1] for key, values in batch.items()}  # some models take no more
                 model(**model.data_preprocessor(one, False), mode='predict')
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
