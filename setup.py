@@ -67,6 +67,7 @@ setup(
             'torch<2.14',  # newer ones need a C++ standard that no mmcv is compiled with
             'torchvision',
             'pycocotools>=2.0.7',
+            'setuptools',  # distutils, which Python 3.12 lacks and mmengine imports
             'rich',  # tables and progress of the tools
             'scipy',  # .mat files of SVHN
         ],
@@ -80,6 +81,7 @@ setup(
             'mmdet>=3.3.0,<3.4',
             'mmpretrain>=1.2.0,<1.3',
             'pycocotools>=2.0.7',
+            'setuptools',
             'rich',
             'scipy',
         ],

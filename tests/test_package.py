@@ -34,7 +34,9 @@ def test_installed_wheel_trains_and_tests_from_another_folder(run, scenes, tmp_p
     assert run(sys.executable, '-m', 'venv', '--without-pip', 'env')[0] == 0
     python = tmp_path / 'env' / 'bin' / 'python'
     (packages,) = (tmp_path / 'env').glob('lib/python*/site-packages')
-    (packages / 'dependencies.pth').write_text(sysconfig.get_path('purelib') + '\n')
+    installed = Path(sysconfig.get_path('purelib'))
+    (packages / 'dependencies.pth').write_text(f'{installed}\n')
+    shutil.copy(installed / 'distutils-precedence.pth', packages)  # mmengine needs setuptools' distutils
     code, output = run(*pip, '--python', python, 'install', '--no-deps', '--no-index', wheel)
     assert code == 0, output
     code, output = run(python, '-c', 'import se_mm; print(se_mm.__file__)')
