@@ -126,14 +126,13 @@ def twin(cfg: Config, weights: str | None = None, variant: str = 'standard') -> 
     """
     if variant not in VARIANTS:
         raise InputError(f'variant {variant!r}: choose one of {", ".join(VARIANTS)}')
-    if str(cfg.model.to_dict().get('type')).count('.') > 1:
+    model = cfg.model.to_dict()
+    if str(model.get('type')).count('.') > 1:
         raise InputError(
             f'{cfg.filename} names classes instead of types, and no config of types can inherit from it: in a copy of '
             'it, write SEResNet or SEResNeXt of se_mm.models in place of ResNet or ResNeXt'
         )
-    found = [
-        (path, part) for path, part in backbones(cfg.model.to_dict()) if not any('teacher' in str(k) for k in path)
-    ]
+    found = [(path, part) for path, part in backbones(model) if not any('teacher' in str(key) for key in path)]
     if not found:
         raise InputError(f'{cfg.filename}: its model has no backbone of type {", ".join(SWAPS)}')
     changes, warnings = {}, []

@@ -1,15 +1,11 @@
 """Weights of other projects give here the features they give there, and go back as they came."""
 
-import pickle
-
 import mmcv.ops  # noqa: F401  registers DCNv2
-import numpy as np
 import pytest
 import timm
 import torch
 import torchvision
-from caffe import CaffeNet
-from foreign_files import to_gluon, write_caffemodel, write_mxnet
+from features import assert_same_features, image, loaded, randomise
 from torch import nn
 
 from se_mm.checkpoints import (
@@ -24,7 +20,7 @@ from se_mm.checkpoints import (
     timm_state,
 )
 from se_mm.checkpoints import published as published_weights
-from se_mm.models import SEBNInception, SENet, SEResNet, SEResNeXt
+from se_mm.models import SEResNet, SEResNeXt
 from se_mm.registry import MODELS
 from se_mm.utils import InputError
 
@@ -39,53 +35,6 @@ IN_TIMM = [
     'seresnet152d.ra2_in1k',
     'seresnext50_32x4d.racm_in1k',
 ]
-
-
-def randomise(model):
-    """Random parameters and batch norm statistics under which features keep their scale."""
-    generator = torch.Generator().manual_seed(0)
-    for name, tensor in model.state_dict().items():
-        if not tensor.is_floating_point():
-            continue
-        values = torch.rand(tensor.shape, generator=generator)
-        if tensor.dim() > 1:
-            values = (values - 0.5) * (12 / tensor[0].numel()) ** 0.5
-        tensor.copy_(values - 0.5 if name.endswith(('bias', 'running_mean')) else values + 0.5 * (tensor.dim() == 1))
-    model.eval()
-    return model
-
-
-def image(*size):
-    return torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(1)) - 0.5
-
-
-def stages_of(model, x):
-    """Outputs of layer1 to layer4 of a foreign network."""
-    outs = []
-    handles = [
-        getattr(model, f'layer{i}').register_forward_hook(lambda m, args, out: outs.append(out)) for i in (1, 2, 3, 4)
-    ]
-    with torch.no_grad():
-        model(x)
-    for handle in handles:
-        handle.remove()
-    return outs
-
-
-def assert_same_features(theirs, ours, size=(65, 33)):
-    x = image(*size)
-    expected = stages_of(theirs, x)
-    with torch.no_grad():
-        actual = ours.eval()(x)
-    for a, b in zip(actual, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=2e-5 * b.abs().max().item())
-
-
-def loaded(path, **arguments):
-    """A backbone that init_cfg gives its weights."""
-    model = MODELS.build(dict(arguments, norm_eval=False, init_cfg=dict(type='Pretrained', checkpoint=str(path))))
-    model.init_weights()
-    return model
 
 
 def published(name):
@@ -212,103 +161,6 @@ def test_encoders_of_segmentation_models(name, arguments, tmp_path):
     assert_same_features(theirs.encoder, loaded(path, **arguments), size=(96, 64))  # all that its Unet takes
     left_over = recognise(read_checkpoint(path)['state_dict'], 'a').left_over
     assert left_over and all(key.startswith(('decoder.', 'segmentation_head.')) for key in left_over)
-
-
-CAFFE = {
-    'SE-ResNet-50': lambda: SEResNet(50, style='caffe', stem_pool_ceil_mode=True, norm_eval=False),
-    'SE-ResNeXt-50': lambda: SEResNeXt(50, stem_pool_ceil_mode=True, norm_eval=False),
-    'SENet-154': lambda: SENet(norm_eval=False),
-    'SE-BN-Inception': lambda: SEBNInception(out_indices=(0, 1, 2)),
-}
-ENDS = {
-    'SE-ResNet-50': [f'conv{i}_{n}/relu' for i, n in enumerate((3, 4, 6, 3), 2)],
-    'SE-ResNeXt-50': [f'conv{i}_{n}/relu' for i, n in enumerate((3, 4, 6, 3), 2)],
-    'SENet-154': [f'conv{i}_{n}/relu' for i, n in enumerate((3, 8, 36, 3), 2)],
-    'SE-BN-Inception': ['inception_3b_scale', 'inception_4d_scale', 'inception_5b_scale'],
-}
-
-
-@pytest.mark.parametrize('name', CAFFE)
-def test_caffe_models(name, tmp_path):
-    """Ours takes RGB, Caffe's BGR."""
-    reference = CaffeNet(name)
-    size = (65, 97) if name != 'SE-BN-Inception' else (64, 96)  # which Caffe cannot run at odd sizes
-    x = image(*size).double()
-    reference.run(x, ENDS[name][-1])  # makes the weights
-    for blobs in reference.weights.values():
-        blobs[:] = [blob if blob is False else blob.float().double() for blob in blobs]
-    expected = reference.run(x.flip(1), ENDS[name][-1])
-    path = write_caffemodel(reference, tmp_path / 'weights.caffemodel')
-    model = CAFFE[name]()
-    report = load_backbone(model, str(path))
-    assert report.format.name == 'Caffe' and all(key.endswith('num_batches_tracked') for key in report.fresh)
-    assert report.left_over == []
-    with torch.no_grad():
-        actual = model.double().eval()(x)
-    for a, end in zip(actual, ENDS[name], strict=True):
-        scale = expected[end].abs().max().item()
-        torch.testing.assert_close(a, expected[end], rtol=0, atol=1e-5 * scale)  # statistics were divided in float32
-
-
-@pytest.mark.parametrize(
-    'name, first, arguments',
-    [
-        ('seresnext50_32x4d', 4, dict(type='se_mm.SEResNeXt', depth=50)),
-        ('legacy_senet154', 10, dict(type='se_mm.SENet')),
-    ],
-)
-def test_gluoncv(name, first, arguments, tmp_path):
-    theirs = randomise(timm.create_model(name))
-    state = theirs.state_dict()
-    if first == 10:  # its stem and SE under the names that the function above knows
-        state = {k.replace('se_module', 'se').replace('last_linear', 'fc'): v for k, v in state.items()}
-        stem = {
-            f'layer0.{kind}{i}': f'conv1.{3 * i - 3 + k}' for i in (1, 2, 3) for k, kind in enumerate(('conv', 'bn'))
-        }
-        state = {next((k.replace(a, b) for a, b in stem.items() if k.startswith(a)), k): v for k, v in state.items()}
-    path = write_mxnet(to_gluon(state, first), tmp_path / 'weights.params')
-    assert_same_features(theirs, loaded(path, **arguments))
-
-
-@pytest.mark.parametrize('deep', [False, True])
-def test_paddleclas(deep, tmp_path):
-    theirs = randomise(
-        timm.create_model('seresnet50' if not deep else 'seresnet152d', block_args=dict(attn_layer='se'))
-    )
-    arrays = {}
-    for key, tensor in theirs.state_dict().items():
-        *layer, parameter = key.split('.')
-        if parameter == 'num_batches_tracked':
-            continue
-        values = tensor.numpy()
-        norm = 'bn' in layer[-1] or (layer[-2:-1] == ['downsample'] and tensor.dim() == 1) or tensor.dim() == 1
-        parameter = dict(running_mean='_mean', running_var='_variance').get(parameter, parameter)
-        kind = '_batch_norm' if norm else '_conv'
-        if layer[0].startswith('layer'):
-            block = f'bb_{int(layer[0][5:]) - 1}_{layer[1]}'
-            if layer[2] == 'se':
-                name = f'{block}.scale.{dict(fc1="squeeze", fc2="excitation")[layer[3]]}'
-                values = values[:, :, 0, 0].T.copy() if tensor.dim() == 4 else values
-            elif layer[2] == 'downsample':
-                name = f'{block}.short.{kind}'
-            else:
-                name = f'{block}.conv{int(layer[2][-1]) - 1}.{kind}'
-        elif layer[0] == 'fc':
-            name, values = 'out', values.T.copy() if tensor.dim() == 2 else values
-        elif deep:
-            position = int(layer[1]) if layer[0] == 'conv1' else 7
-            name = f'conv1_{position // 3 + 1}.{kind}'
-        else:
-            name = f'conv.{kind}'
-        arrays[f'{name}.{parameter}'] = values
-    arrays['StructuredToParameterName@@'] = {key: key for key in arrays}
-    path = tmp_path / 'weights.pdparams'
-    path.write_bytes(pickle.dumps(arrays, protocol=2))
-    arguments = dict(type='se_mm.SEResNet', depth=152, deep_stem=True, avg_down=True) if deep else dict(depth=50)
-    model = loaded(path, **dict(dict(type='se_mm.SEResNet'), **arguments))
-    assert_same_features(theirs, model)
-    head = recognise(read_checkpoint(path)['state_dict'], 'a').head
-    np.testing.assert_array_equal(head['weight'].float(), theirs.fc.weight.detach().float())
 
 
 MISFITS = [
