@@ -42,7 +42,7 @@ setup(
     license='Apache-2.0',
     cmdclass=dict(build_py=BuildWithConfigs),
     packages=find_packages(include=['se_mm', 'se_mm.*']),
-    package_data={'se_mm.checkpoints': ['published.yml']},
+    package_data={'se_mm.weights': ['released.yml']},
     python_requires='>=3.10',
     # mmengine and mmcv are needed too, but exist as two sets of distributions with the same import
     # names: requiring one would overwrite the other. Importing se_mm checks what is installed.
@@ -52,7 +52,7 @@ setup(
         'packaging',  # comparing versions
         'psutil',  # network interfaces, for distributed runs without GPUs
         'safetensors',  # a format of weights
-        'pyyaml',  # the list of published weights
+        'pyyaml',  # the list of released weights
         'filelock',  # one download for all processes of a machine
     ],
     extras_require={

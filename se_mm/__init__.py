@@ -11,6 +11,6 @@ from .version import __version__
 __all__ = ['__version__']
 
 if find_spec('mmengine') is not None:
-    from . import models  # noqa: F401
+    from . import models, weights  # noqa: F401  weights let MMEngine read .safetensors
 
-    __all__ += ['models']
+    __all__ += ['models', 'weights']

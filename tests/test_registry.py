@@ -6,8 +6,8 @@ import mmpretrain
 import pytest
 from mmengine.registry import MODELS, init_default_scope
 
-from se_mm.checkpoints import read_checkpoint
 from se_mm.models import SELayer, SEResNet, SEResNeXt
+from se_mm.weights import read_checkpoint
 
 
 @pytest.mark.parametrize('scope', ['mmdet', 'mmpretrain', 'mmengine'])

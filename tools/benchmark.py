@@ -24,11 +24,11 @@ from torch import nn
 import se_mm  # noqa: F401  registers the backbones
 from se_mm.analysis import clock, draw_costs, interleave, kept_bytes, quantiles
 from se_mm.analysis.plot import name_of, number
-from se_mm.engine import guard, load_config
-from se_mm.engine.preflight import build_model
+from se_mm.engine import guard
 from se_mm.models import SEResNet
 from se_mm.ops import se_tail
 from se_mm.utils import InputError, installed_versions
+from se_mm.utils.config import build_model, load_config
 
 PARTS = ('target', 'variants', 'growth', 'detector')
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'

@@ -15,8 +15,9 @@ from rich.table import Table
 
 import se_mm  # noqa: F401  registers the backbones
 from se_mm.analysis import complexity
-from se_mm.engine import config_path, guard, load_config
+from se_mm.engine import guard
 from se_mm.utils import InputError, write_json
+from se_mm.utils.config import config_path, load_config
 
 DETECTION = ('AP', 'AP50', 'AP75', 'AP_S', 'AP_M', 'AP_L')
 ERROR = ('top1', 'top5')

@@ -2,7 +2,7 @@
 
 SRC is a file of any format that is read here, or timm://NAME and other names that init_cfg takes. DST gets
 a classifier's state dict in OpenMMLab's names (backbone., head.fc), which mmpretrain's SEResNet reads too,
-or in timm's; .safetensors for that format. --list shows the published weights with their arguments.
+or in timm's; .safetensors for that format. --list shows the released weights with their arguments.
 """
 
 import argparse
@@ -13,21 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 import se_mm  # noqa: F401  registers the backbones
-from se_mm.checkpoints import (
-    constructor_arguments,
-    expected_arguments,
-    locate,
-    openmmlab_state,
-    published,
-    read_checkpoint,
-    recognise,
-    save_weights,
-    timm_state,
-)
-from se_mm.checkpoints.loading import examples, load_tensors
+from se_mm.conversion import openmmlab_state, save_weights, timm_state
 from se_mm.engine import guard
+from se_mm.models.architecture import constructor_arguments, is_residual
 from se_mm.registry import MODELS
 from se_mm.utils import InputError, write_json
+from se_mm.weights import OWN, expected_arguments, fetch, load_weights, read_checkpoint, recognise, released
+from se_mm.weights.loading import examples
 
 
 def parse_args():
@@ -38,7 +30,7 @@ def parse_args():
     parser.add_argument('--prefix', help="of the backbone's names in SRC [found]")
     parser.add_argument('--hash', action='store_true', help='append 8 digits of the SHA-256 to the name of DST')
     parser.add_argument('--json', metavar='FILE', help='also write the report as JSON')
-    parser.add_argument('--list', action='store_true', help='list published weights and their arguments')
+    parser.add_argument('--list', action='store_true', help='list released weights and their arguments')
     parser.add_argument(
         '--unsafe-pickle', action='store_true', help='DANGEROUS: run whatever code SRC holds, if you trust its author'
     )
@@ -53,9 +45,9 @@ def python(arguments):
     return f'dict({", ".join(f"{key}={value!r}" for key, value in arguments.items())})'
 
 
-def list_published(console):
-    table = Table('checkpoint', 'backbone', 'top-1', 'top-5', 'size', 'images', title='Published weights, error in %')
-    for entry in published():
+def list_released(console):
+    table = Table('checkpoint', 'backbone', 'top-1', 'top-5', 'size', 'images', title='Released weights, error in %')
+    for entry in released():
         arguments = dict(entry['arguments'], type=f'se_mm.{entry["arguments"]["type"]}')
         errors = [f'{error:.2f}' for error in entry['error']]
         table.add_row(entry['checkpoint'], python(arguments), *errors, str(entry.get('size', 224)), entry['images'])
@@ -65,9 +57,9 @@ def list_published(console):
 def architecture(weights, source):
     if weights.format.name == 'Caffe' and 'stem.3.conv.weight' in weights.tensors:
         return dict(type='se_mm.SEBNInception')
-    if 'layer1.0.conv2.weight' not in weights.tensors:
+    if not is_residual(weights.tensors):
         raise InputError(f'{source}: its residual units have no second convolution, as those of all networks here')
-    arguments = expected_arguments(weights.tensors, weights.format)
+    arguments = expected_arguments(weights)
     if arguments['depth'] is None:
         raise InputError(f'{source}: no network here has {arguments["blocks"]} blocks, as its {arguments["type"]} has')
     return constructor_arguments(arguments)
@@ -76,21 +68,18 @@ def architecture(weights, source):
 def main():
     args, console = parse_args(), Console(width=None)
     if args.list:
-        return list_published(Console(width=200))
-    source = locate(args.src)
+        return list_released(Console(width=200))
+    source = fetch(args.src)
     if Path(args.dst).resolve() == source.resolve():
         raise InputError(f'{args.dst} is the file to convert: give another name')
     content = read_checkpoint(source, args.unsafe_pickle)
     weights = recognise(content['state_dict'], args.src, args.prefix, content.get('meta'))
-    if weights is None:
+    if weights.format is OWN:
         raise InputError(f'{args.src}: the names of its tensors are of no format known here, see --help')
     backbone = architecture(weights, args.src)
     init_default_scope('se_mm')
-    plain = not any('se_layer' in name for name in weights.tensors)
-    if plain:
-        backbone.update(with_se=False)
-    report = load_tensors(MODELS.build(backbone), weights.tensors, weights, args.src)
-    backbone.pop('with_se', None) if plain else None
+    with_se = {} if weights.have_se else dict(with_se=False)
+    report = load_weights(MODELS.build({**backbone, **with_se}), weights, args.src)
     normalisation = weights.format.normalisation
     images = dict(mean=normalisation['mean'], std=normalisation['std'], bgr_to_rgb=True) if normalisation else None
     state = openmmlab_state(weights) if args.to == 'openmmlab' else timm_state(weights, args.src)
@@ -99,9 +88,9 @@ def main():
     table = Table(show_header=False)
     rows = dict(
         source=f'{args.src} ({weights.format.name})',
-        architecture=python(backbone) + (', plain: SE would start afresh' if plain else ''),
+        architecture=python(backbone) + ('' if weights.have_se else ', plain: SE would start afresh'),
         data_preprocessor=f'{python(images)}, in mmpretrain to_rgb=True' if images else 'the file does not say',
-        matched=f'{report.matched} tensors of the backbone, {len(weights.head)} of the classifier',
+        loaded=f'{report.loaded} tensors of the backbone, {len(weights.head)} of the classifier',
         renamed=str(report.renamed),
         transposed=str(report.transposed),
     )

@@ -11,18 +11,19 @@ import warnings
 
 import numpy as np
 import torch
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS
 from packaging.version import Version
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 import se_mm  # noqa: F401  registers the backbones
-from se_mm.checkpoints import load_backbone, read_checkpoint
-from se_mm.engine import guard, load_config
-from se_mm.engine.preflight import check_checkpoint, check_scope
+from se_mm.engine import guard
+from se_mm.engine.checks import check_checkpoint
 from se_mm.models.base import Backbone
 from se_mm.utils import InputError, written_whole
+from se_mm.utils.config import load_config, use_scope
+from se_mm.weights import load_backbone
 
 
 def parse_args():
@@ -45,8 +46,7 @@ def parse_args():
 def build(args):
     """The model, the channels of its input, the names of its outputs and the config of its images."""
     cfg = load_config(args.config)
-    check_scope(cfg)
-    init_default_scope(cfg.default_scope)
+    use_scope(cfg)
     images = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
     channels = cfg.model.backbone.get('in_channels', 3)
     if args.backbone:
@@ -59,11 +59,8 @@ def build(args):
     if cfg.default_scope != 'mmpretrain':
         raise InputError(f'{args.config}: whole detectors are exported by mmdeploy; the backbone by --backbone')
     model = MODELS.build(cfg.model)
-    check_checkpoint(args.checkpoint, model, training=False, resume=False)
-    state = read_checkpoint(args.checkpoint)['state_dict']
-    model.load_state_dict({name.removeprefix('module.'): tensor for name, tensor in state.items()})
-    model.eval()
-    return model, channels, ['scores'], images
+    check_checkpoint(args.checkpoint, model, training=False, resume=False)  # which loads it
+    return model.eval(), channels, ['scores'], images
 
 
 def export(model: nn.Module, channels, args, outputs):

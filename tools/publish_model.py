@@ -7,8 +7,9 @@ import argparse
 
 from rich.console import Console
 
-from se_mm.checkpoints import read_checkpoint, save_weights
+from se_mm.conversion import save_weights
 from se_mm.engine import guard
+from se_mm.weights import read_checkpoint
 
 
 def parse_args():

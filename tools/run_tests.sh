@@ -11,4 +11,5 @@ cd "$root"
 python -m ruff check .
 python -m ruff format --check .
 shellcheck tools/*.sh .ci/run
+lint-imports
 exec python -m pytest "$@"

@@ -1,7 +1,7 @@
 """Write the SE twin of a config: a config that inherits from it and changes its backbones, for any OpenMMLab tools.
 
 CONFIG is a file, or a name like mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py of an installed package. Weights are
-the published ones of lowest ImageNet error that fit, with the normalisation of images that they expect; teachers stay.
+the released ones of lowest ImageNet error that fit, with the normalisation of images that they expect; teachers stay.
 """
 
 import argparse
@@ -14,17 +14,18 @@ from mmengine.utils import is_installed
 from rich.console import Console
 
 import se_mm  # noqa: F401  registers the backbones
-from se_mm.engine import config_path, guard, load_config
-from se_mm.engine.swap import twin
+from se_mm.conversion import twin_config
+from se_mm.engine import guard
 from se_mm.models.se_layer import VARIANTS
 from se_mm.utils import InputError, written_whole
+from se_mm.utils.config import config_path, load_config
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file, or PACKAGE::NAME of an installed package')
     parser.add_argument('out', help='config to write')
-    parser.add_argument('--weights', help='checkpoint for init_cfg, or none [chosen of the published ones]')
+    parser.add_argument('--weights', help='checkpoint for init_cfg, or none [chosen of the released ones]')
     parser.add_argument('--variant', choices=VARIANTS, default='standard', help='of SE [standard]')
     return parser.parse_args()
 
@@ -44,7 +45,7 @@ def main():
     cfg = load_config(args.config)
     if Path(args.out).exists():
         raise InputError(f'{args.out} is already there: give another name')
-    changes, warnings = twin(cfg, args.weights, args.variant)
+    changes, warnings = twin_config(cfg, weights=args.weights, variant=args.variant)
     base = base_of(config_path(args.config), args.out)
     text = Config(dict(_base_=base, **changes)).pretty_text
     with written_whole(args.out) as temporary:

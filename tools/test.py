@@ -14,12 +14,12 @@ from rich import print as rich_print
 from rich.table import Table
 
 import se_mm  # noqa: F401  registers the backbones
-from se_mm.checkpoints import locate
-from se_mm.engine import check_config, guard, init_distributed, load_config, once_per_machine
-from se_mm.engine.config import add_arguments, parse_arguments
-from se_mm.engine.evaluate import coco_metrics, save_predictions, write_metrics
-from se_mm.engine.preflight import type_name
+from se_mm.engine import check_config, guard, init_distributed, once_per_machine
+from se_mm.engine.arguments import add_arguments, parse_arguments
+from se_mm.engine.results import coco_metrics, save_predictions, write_metrics
 from se_mm.utils import InputError
+from se_mm.utils.config import load_config, type_name
+from se_mm.weights import fetch
 
 
 def parse_args():
@@ -95,7 +95,7 @@ def main():
         raise InputError(f'--fuse-conv-bn: the EMAHook of {args.config} exchanges weights that are folded by then')
     if args.show or args.show_dir:
         add_visualization(cfg, args)
-    cfg.load_from = args.checkpoint = str(locate(args.checkpoint))
+    cfg.load_from = args.checkpoint = str(fetch(args.checkpoint))
     prefix = str(Path(cfg.work_dir, 'predictions'))
     kinds = save_predictions(cfg, prefix)
     if args.classwise and not kinds:

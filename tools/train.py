@@ -10,10 +10,11 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 import se_mm  # noqa: F401  registers the backbones
-from se_mm.checkpoints import locate
-from se_mm.engine import check_config, guard, init_distributed, load_config, once_per_machine
-from se_mm.engine.config import add_arguments, parse_arguments
+from se_mm.engine import check_config, guard, init_distributed, once_per_machine
+from se_mm.engine.arguments import add_arguments, parse_arguments
 from se_mm.utils import InputError
+from se_mm.utils.config import load_config
+from se_mm.weights import fetch
 
 
 def parse_args():
@@ -56,7 +57,7 @@ def main():
     apply_args(cfg, args)
     init_distributed(cfg, args.launcher)
     if cfg.get('load_from'):
-        cfg.load_from = str(locate(cfg.load_from))  # MMEngine gets the file that is checked here
+        cfg.load_from = str(fetch(cfg.load_from))  # MMEngine gets the file that is checked here
     checkpoint = cfg.get('load_from')
     if cfg.get('resume') and checkpoint is None and Path(cfg.work_dir, 'last_checkpoint').is_file():
         checkpoint = find_latest_checkpoint(cfg.work_dir)

@@ -1,5 +1,11 @@
-from .complexity import complexity, test_shape
+"""What networks cost: parameters and multiply-adds, time and memory, and their figures."""
+
+from se_mm.utils.moved import moved_names
+
+from .complexity import complexity, input_size
 from .cost import clock, interleave, kept_bytes, quantiles
 from .plot import draw_costs
 
-__all__ = ['clock', 'complexity', 'draw_costs', 'interleave', 'kept_bytes', 'quantiles', 'test_shape']
+__all__ = ['clock', 'complexity', 'draw_costs', 'input_size', 'interleave', 'kept_bytes', 'quantiles']
+
+__getattr__ = moved_names(__name__, dict(test_shape='se_mm.analysis.input_size'))

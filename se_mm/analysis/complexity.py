@@ -8,12 +8,12 @@ import torch
 from mmengine.config import Config
 from torch.utils.flop_counter import FlopCounterMode
 
-from se_mm.engine.preflight import build_model, check_scope, leaf_datasets, type_name
+from se_mm.utils.config import build_model, leaf_datasets, type_name, use_scope
 
 SMALL_IMAGES = ('CIFAR10', 'CIFAR100', 'SVHN')  # 32x32
 
 
-def test_shape(cfg: Config) -> tuple[int, int]:
+def input_size(cfg: Config) -> tuple[int, int]:
     """Height and width of a test image, from the last transform of the config that sets a size."""
     shape = (224, 224)
     for dataset in leaf_datasets(cfg.get('test_dataloader', {}).get('dataset')):
@@ -42,8 +42,8 @@ def complexity(cfg: Config, shape: tuple[int, int] | None = None) -> dict[str, i
     Returns:
         ``params``, ``backbone_params``, ``gflops`` and ``shape``.
     """
-    check_scope(cfg)
-    shape = shape or test_shape(cfg)
+    use_scope(cfg)
+    shape = shape or input_size(cfg)
     counted = Config(dict(model=deepcopy(cfg.model.to_dict()), default_scope=cfg.default_scope), filename=cfg.filename)
     rpn = counted.model.get('test_cfg', {}) and counted.model.test_cfg.get('rpn')
     if rpn:

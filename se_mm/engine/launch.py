@@ -17,8 +17,8 @@ import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.dist import all_gather_object, init_dist, is_distributed
 
-from se_mm.checkpoints.files import SAFE_GLOBALS
 from se_mm.utils import InputError
+from se_mm.weights.pickles import refuse_code
 
 
 def check_gpus(processes: int) -> None:
@@ -95,7 +95,7 @@ def init_distributed(cfg: Config, launcher: str) -> None:
     )
 
 
-def report(error: InputError) -> None:
+def print_error(error: InputError) -> None:
     """Print the one line that the user gets to see."""
     print(f'error: {error}', file=sys.stderr, flush=True)
 
@@ -111,7 +111,7 @@ def once_per_machine(check: Callable[[], None]) -> None:
         try:
             check()
         except InputError as error:
-            report(error)  # before the others end: a launcher ends the rest with the first of them
+            print_error(error)  # before the others end: a launcher ends the rest with the first of them
             failed = True
     if any(all_gather_object(failed)):
         sys.exit(1)
@@ -121,18 +121,15 @@ def once_per_machine(check: Callable[[], None]) -> None:
 def guard() -> Iterator[None]:
     """Frame of a tool: an InputError becomes one line on standard error and exit code 1.
 
-    Checkpoints read meanwhile, by whatever library, are data: torch refuses pickled code. What MMEngine
-    saves is registered as harmless, since its releases before 0.10.8 do not do that themselves.
+    Checkpoints read meanwhile, by whatever library, are data, see :func:`refuse_code`.
     """
-    torch.serialization.add_safe_globals(SAFE_GLOBALS)
-    os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
-    os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+    refuse_code()
     try:
         yield
     except InputError as error:
         if (os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or '0') != '0':
             time.sleep(10)  # a launcher ends all processes with the first: then the main one has said it
-        report(error)
+        print_error(error)
         sys.exit(1)
     finally:
         if dist.is_initialized():

@@ -2,44 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Sequence
 
 import torch
 import torch.utils.checkpoint as cp
 from mmengine.logging import print_log
-from mmengine.model import BaseModule, PretrainedInit, Sequential, update_init_info
+from mmengine.model import BaseModule, Sequential, update_init_info
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from se_mm.checkpoints import load_backbone
-from se_mm.utils import InputError
+from se_mm.registry import WEIGHT_INITIALIZERS
+from se_mm.utils.config import is_pretrained
 
 from .se_layer import SELayer
-
-
-def is_pretrained(cfg: dict | list[dict] | None) -> bool:
-    """Whether an init_cfg, or one of a list, loads weights."""
-    if isinstance(cfg, list | tuple):
-        return any(map(is_pretrained, cfg))
-    return isinstance(cfg, dict) and cfg.get('type') in ('Pretrained', PretrainedInit)
-
-
-def loading_arguments(cfg: dict) -> dict:
-    """Arguments of :func:`load_backbone` from an init_cfg; all weights are read to the CPU.
-
-    Raises:
-        InputError: no checkpoint, or a key that means nothing.
-    """
-    arguments = {key: value for key, value in cfg.items() if key not in ('type', 'map_location')}
-    known = list(inspect.signature(load_backbone).parameters)[1:]
-    unknown = sorted(set(arguments) - set(known))
-    if unknown or 'checkpoint' not in arguments:
-        raise InputError(
-            f'init_cfg: {f"unknown {unknown[0]}" if unknown else "no checkpoint"}; it takes {", ".join(known)}'
-        )
-    return arguments
 
 
 class Stage(Sequential):
@@ -154,9 +130,8 @@ class Backbone(BaseModule):
         return self
 
     def init_weights(self) -> None:
-        """Initialise, with pretrained weights by :func:`se_mm.checkpoints.load_backbone`.
+        """Initialise, with pretrained weights by :class:`se_mm.weights.Pretrained`, which takes files of any project.
 
-        ``init_cfg=dict(type='Pretrained', checkpoint=..., prefix=None)`` takes its further arguments, too.
         Says so when frozen parts or batch norms will stay at random values.
         """
         cfgs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg]
@@ -166,8 +141,8 @@ class Backbone(BaseModule):
         super().init_weights()
         self.init_cfg = given
         for cfg in pretrained if first else ():
-            report = load_backbone(self, **loading_arguments(cfg))
-            print_log(str(report), logger='current', level=logging.WARNING if report.fresh_se else logging.INFO)
+            # found by its name, since models know nothing of files
+            WEIGHT_INITIALIZERS.build(dict(cfg, type='se_mm.Pretrained'))(self)
             if hasattr(self, '_params_init_info'):
                 update_init_info(self, init_info=f'PretrainedInit: load from {cfg["checkpoint"]}')
         if not pretrained:

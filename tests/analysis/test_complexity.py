@@ -2,10 +2,8 @@ import pytest
 import yaml
 from conftest import CONFIGS
 
-from se_mm.analysis import complexity
-from se_mm.analysis import test_shape as shape_of
-from se_mm.engine import load_config
-from se_mm.engine.preflight import build_model
+from se_mm.analysis import complexity, input_size
+from se_mm.utils.config import build_model, load_config
 
 
 @pytest.mark.parametrize('depth', [50, 101, 152])
@@ -47,9 +45,9 @@ def test_papers_parameters_and_gflops(folder):
 
 
 def test_shapes_of_test_images():
-    assert shape_of(load_config(CONFIGS / 'se_r50_imagenet.py')) == (224, 224)
-    assert shape_of(load_config(CONFIGS / 'faster_rcnn_se_r50_coco.py')) == (800, 1333)
-    assert shape_of(load_config(CONFIGS / 'quickstart' / 'r18_scenes.py')) == (96, 96)
+    assert input_size(load_config(CONFIGS / 'se_r50_imagenet.py')) == (224, 224)
+    assert input_size(load_config(CONFIGS / 'faster_rcnn_se_r50_coco.py')) == (800, 1333)
+    assert input_size(load_config(CONFIGS / 'quickstart' / 'r18_scenes.py')) == (96, 96)
 
 
 def test_detector_is_counted_with_all_proposals():
@@ -63,5 +61,5 @@ def test_detector_is_counted_with_all_proposals():
 
 
 def test_shapes_of_small_images():
-    assert shape_of(load_config(CONFIGS / 'cifar' / 'r110_cifar10.py')) == (32, 32)
-    assert shape_of(load_config(CONFIGS / 'variations' / 'r18_svhn.py')) == (224, 224)
+    assert input_size(load_config(CONFIGS / 'cifar' / 'r110_cifar10.py')) == (32, 32)
+    assert input_size(load_config(CONFIGS / 'variations' / 'r18_svhn.py')) == (224, 224)

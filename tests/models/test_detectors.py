@@ -7,8 +7,7 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from test_zoo import STRIDES, TINY, build
 
-from se_mm.engine import load_config
-from se_mm.engine.preflight import build_model
+from se_mm.utils.config import build_model, load_config
 
 NAMES = [name for name, cfg in TINY.items() if cfg['type'] not in ('SECNN', 'SEResNetCIFAR')]
 

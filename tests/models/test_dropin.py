@@ -7,7 +7,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from se_mm.engine.swap import backbones, swapped
+from se_mm.conversion.twins import backbones, twin_backbone
 from se_mm.models import SELayer
 
 
@@ -39,7 +39,7 @@ def test_every_config_accepts_se(package, configs, settings):
     failures = []
     for name, plain in found:
         try:
-            theirs, ours = MODELS.build(dict(plain)), MODELS.build(swapped(plain))
+            theirs, ours = MODELS.build(dict(plain)), MODELS.build(twin_backbone(plain))
         except Exception as error:
             failures.append(f'{name}: {error}')
             continue

@@ -17,9 +17,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from se_mm.analysis import kept_bytes
-from se_mm.engine import load_config
-from se_mm.engine.preflight import build_model
 from se_mm.models import SEResNet, SEResNeXt
+from se_mm.utils.config import build_model, load_config
 
 
 def twins(cls=SEResNet, *args, **kwargs):

@@ -9,7 +9,7 @@ import pytest
 from conftest import TOOLS
 from mmengine.config import Config
 
-from se_mm.checkpoints import read_checkpoint
+from se_mm.weights import read_checkpoint
 
 FOLDER = Path(mmdet.__file__).parent / '.mim'
 CONFIG = FOLDER / 'configs' / 'retinanet' / 'retinanet_r18_fpn_1x_coco.py'

@@ -18,8 +18,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from packaging.version import Version
 
-from se_mm.checkpoints import read_checkpoint, save_weights
+from se_mm.conversion import save_weights
 from se_mm.utils import sha256
+from se_mm.weights import read_checkpoint
 
 DETECTOR = CONFIGS / 'quickstart' / 'faster_rcnn_se_r18_shapes.py'
 CLASSIFIER = CONFIGS / 'quickstart' / 'se_r18_scenes.py'
@@ -89,7 +90,7 @@ def test_conversion_errors(run, tmp_path, arguments, message):
     assert not (tmp_path / 'b.pth').exists()
 
 
-def test_published_weights_are_listed(run):
+def test_released_weights_are_listed(run):
     code, output = run(*tool('convert_checkpoint', '--list'))
     assert code == 0
     for word in ('timm://seresnet50.ra2_in1k', 'mmcls://se-resnet101', 'SENet.caffemodel', 'avg_down=True', '15.64'):

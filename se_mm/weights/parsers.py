@@ -1,86 +1,26 @@
-"""Tensors from files of any framework, whose kind is told from their first bytes. Nothing in a file is ever run."""
+"""One parser for each kind of file that holds weights; the kind is told from a file's first bytes.
+
+A parser runs nothing that stands in a file.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import json
-import logging
-import os
 import pickle
-import re
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer, print_log
-from numpy._core.multiarray import _reconstruct, scalar
-from packaging.version import Version
 from torch import Tensor
 
-
-def _read_attribute(owner: type, name: str) -> object:
-    if owner is not HistoryBuffer or name.startswith('_'):
-        raise pickle.UnpicklingError(f'attribute {name!r} of {owner!r} is not allowed')
-    return getattr(owner, name)
+from .pickles import PlainUnpickler, load_torch
 
 
-# MMEngine's checkpoints call getattr to name HistoryBuffer's methods; they get this instead.
-_read_attribute.__module__, _read_attribute.__qualname__ = 'builtins', 'getattr'
-_read_attribute.__name__ = 'getattr'
-
-# What MMEngine writes beside the weights: its training log and the state of its random generators.
-SAFE_GLOBALS = [
-    HistoryBuffer,
-    slice,
-    _read_attribute,
-    _reconstruct,
-    scalar,
-    np.ndarray,
-    np.dtype,
-    *(type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'uint32', 'uint8')),
-]
-if Version(torch.__version__) >= Version('2.6'):
-    # Checkpoints written with NumPy 1 and read with NumPy 2, or the reverse. torch 2.5 has no aliases.
-    SAFE_GLOBALS += [
-        (function, f'numpy.{core}.multiarray.{function.__name__}')
-        for function in (_reconstruct, scalar)
-        for core in ('core', '_core')
-    ]
-
-
-class RefusedError(Exception):
-    """A file would run code when loaded."""
-
-
-_all_trusted = False
-
-
-def allow_unsafe_pickle() -> None:
-    """DANGEROUS: from now on let every torch file run whatever code it holds, here and in MMEngine."""
-    global _all_trusted
-    _all_trusted = True
-    os.environ.pop('TORCH_FORCE_WEIGHTS_ONLY_LOAD', None)
-    print_log('checkpoints may run code: unsafe pickles are allowed', logger='current', level=logging.WARNING)
-
-
-def read_torch(path: Path, unsafe_pickle: bool = False) -> object:
-    """What torch.save wrote. Zip files are mapped into memory: processes of a machine share what they read."""
-    with path.open('rb') as file:
-        mmap = file.read(2) == b'PK'
-    torch.serialization.add_safe_globals(SAFE_GLOBALS)  # for good: MMEngine will read the same file
-    unsafe_pickle = unsafe_pickle or _all_trusted
-    try:
-        return torch.load(path, map_location='cpu', weights_only=not unsafe_pickle, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        if re.search('Unsupported|not allowed', str(error)):
-            raise RefusedError(str(error).splitlines()[0]) from error
-        raise
-
-
-def read_safetensors(path: Path) -> dict:
+def parse_safetensors(path: Path) -> dict:
     """``state_dict`` and ``meta``, whose values are JSON where this package wrote them."""
     from safetensors import safe_open
     from safetensors.torch import load_file
@@ -93,28 +33,10 @@ def read_safetensors(path: Path) -> dict:
     return dict(state_dict=load_file(path), meta=meta)
 
 
-class _PlainUnpickler(pickle._Unpickler):
-    """Of dicts of arrays. In Python: the one in C allocates whatever size a damaged file asks for."""
-
-    allowed = {
-        'collections.OrderedDict',
-        '_codecs.encode',  # bytes in pickles of protocol 2
-        'numpy.ndarray',
-        'numpy.dtype',
-        'numpy.core.multiarray._reconstruct',
-        'numpy._core.multiarray._reconstruct',
-    }
-
-    def find_class(self, module: str, name: str) -> object:
-        if f'{module}.{name}' not in self.allowed:
-            raise RefusedError(f'{module}.{name}')
-        return _reconstruct if name == '_reconstruct' else super().find_class(module, name)
-
-
-def read_paddle(path: Path) -> dict[str, Tensor]:
+def parse_paddle(path: Path) -> dict[str, Tensor]:
     """A PaddlePaddle .pdparams file: a pickled dict of arrays."""
     with path.open('rb') as file:
-        arrays = _PlainUnpickler(file).load()
+        arrays = PlainUnpickler(file).load()
     return {name: torch.from_numpy(array) for name, array in arrays.items() if isinstance(array, np.ndarray)}
 
 
@@ -123,7 +45,7 @@ MXNET_MAGIC = 0x112
 MXNET_DTYPES = ('<f4', '<f8', '<f2', 'u1', '<i4', 'i1', '<i8')
 
 
-def read_mxnet(path: Path) -> dict[str, Tensor]:
+def parse_mxnet(path: Path) -> dict[str, Tensor]:
     """An MXNet .params file: a list of arrays, then a list of their names."""
     data, at = np.memmap(path, np.uint8, 'r'), 16
 
@@ -197,7 +119,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
         yield tag >> 3, data[start:at], data[content:at]
 
 
-def read_caffe(path: Path) -> dict[str, Tensor]:
+def parse_caffe(path: Path) -> dict[str, Tensor]:
     """A .caffemodel: the blobs of every layer, as ``layer.0``, ``layer.1`` and so on."""
     tensors = {}
     for number, _, layer in _fields(memoryview(np.memmap(path, np.uint8, 'r'))):
@@ -214,8 +136,8 @@ def read_caffe(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def kind_of(path: Path) -> Callable[[Path], object] | None:
-    """The reader for a file, None if it is of no known kind."""
+def parser_of(path: Path) -> Callable[[Path], object] | None:
+    """The parser for a file, None if the file is of no known kind."""
     size = path.stat().st_size
     with path.open('rb') as file:
         head = file.read(16)
@@ -223,13 +145,13 @@ def kind_of(path: Path) -> Callable[[Path], object] | None:
         return None
     length, magic = struct.unpack('<QQ', head)
     if head[8:9] == b'{' and length <= size - 8:
-        return read_safetensors
+        return parse_safetensors
     if head[:4] == b'PK\x03\x04' or head[:14] == TORCH_LEGACY:
-        return read_torch
+        return load_torch
     if head[:1] == b'\x80':
-        return read_paddle
+        return parse_paddle
     if length == MXNET_MAGIC and magic == 0:
-        return read_mxnet
+        return parse_mxnet
     if head[:1] == b'\n' or head[:2] == b'\xa2\x06':  # the first field of a message: name or layer
-        return read_caffe
+        return parse_caffe
     return None

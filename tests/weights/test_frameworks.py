@@ -10,8 +10,8 @@ from caffe import CaffeNet
 from features import assert_same_features, image, loaded, randomise
 from foreign_files import to_gluon, write_caffemodel, write_mxnet
 
-from se_mm.checkpoints import load_backbone, read_checkpoint, recognise
 from se_mm.models import SEBNInception, SENet, SEResNet, SEResNeXt
+from se_mm.weights import load_backbone, read_checkpoint, recognise
 
 CAFFE = {
     'SE-ResNet-50': lambda: SEResNet(50, style='caffe', stem_pool_ceil_mode=True, norm_eval=False),

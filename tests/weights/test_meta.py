@@ -2,11 +2,11 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from se_mm.checkpoints import load_backbone
-from se_mm.checkpoints.meta import written_config
-from se_mm.engine.preflight import check_images
+from se_mm.engine.checks import check_normalisation
 from se_mm.models import SEResNet
 from se_mm.utils import InputError
+from se_mm.weights import load_backbone
+from se_mm.weights.meta import written_config
 
 BGR = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False)
 
@@ -31,10 +31,10 @@ def test_normalisation_is_compared_in_one_order(tmp_path, monkeypatch):
     report = load_backbone(SEResNet(50), trained(tmp_path / 'a.pth'))
     assert report.format.normalisation == dict(mean=[123.675, 116.28, 103.53], std=[1.0, 1.0, 1.0])
     said = []
-    monkeypatch.setattr('se_mm.engine.preflight.print_log', lambda message, **_: said.append(message))
-    check_images(report, BGR, 'model.backbone')
+    monkeypatch.setattr('se_mm.engine.checks.print_log', lambda message, **_: said.append(message))
+    check_normalisation(report, BGR, 'model.backbone')
     assert not said
-    check_images(report, dict(BGR, std=[58.395, 57.12, 57.375]), 'model.backbone')
+    check_normalisation(report, dict(BGR, std=[58.395, 57.12, 57.375]), 'model.backbone')
     assert len(said) == 1 and 'expect RGB images' in said[0]
 
 

@@ -11,8 +11,8 @@ from mmengine.config import Config
 from mmengine.fileio import get_local_path
 from mmengine.runner import Runner
 
-from se_mm.engine.preflight import type_name
 from se_mm.utils import installed_versions, sha256, write_json
+from se_mm.utils.config import type_name
 
 
 def save_predictions(cfg: Config, prefix: str) -> list[str]:

@@ -10,8 +10,8 @@ from mmengine.logging import HistoryBuffer
 from packaging.version import Version
 from torch import nn
 
-from se_mm.checkpoints import check_fit, read_checkpoint
 from se_mm.utils import InputError
+from se_mm.weights import load_model, read_checkpoint
 
 
 class Executes:
@@ -79,7 +79,7 @@ def test_tools_keep_mmengine_from_unpickling_code(tmp_path):
 def test_reading_a_checkpoint_leaves_mmengine_able_to(tmp_path):
     torch.save(dict(state_dict=nn.Linear(2, 2).state_dict(), meta=np.float32(3)), tmp_path / 'a.pth')
     script = (
-        'import sys; from se_mm.engine import guard; from se_mm.checkpoints import read_checkpoint\n'
+        'import sys; from se_mm.engine import guard; from se_mm.weights import read_checkpoint\n'
         'from mmengine.runner.checkpoint import _load_checkpoint\n'
         'with guard(): [read(sys.argv[1]) for read in (read_checkpoint, _load_checkpoint, _load_checkpoint)]'
     )
@@ -93,7 +93,7 @@ def test_modules_may_convert_their_old_weights(tmp_path):
                 state_dict[f'{prefix}weight'] = state_dict.pop(f'{prefix}old')
             super()._load_from_state_dict(state_dict, prefix, *args)
 
-    check_fit(dict(old=torch.ones(2, 2), bias=torch.ones(2)), Renamed(2, 2), 'a.pth')
+    load_model(Renamed(2, 2), dict(old=torch.ones(2, 2), bias=torch.ones(2)), 'a.pth')
 
 
 def test_bare_state_dict_is_a_checkpoint(tmp_path):
@@ -154,11 +154,11 @@ def test_missing_file_is_named(tmp_path):
 def test_fit():
     model, weights = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), nn.Linear(2, 3).state_dict()
     part = {f'0.{k}': v for k, v in weights.items()}
-    check_fit({f'module.{k}': v for k, v in model.state_dict().items()}, model, 'a.pth')
-    check_fit(part, model, 'a.pth', strict=False)
+    load_model(model, {f'module.{k}': v for k, v in model.state_dict().items()}, 'a.pth')
+    load_model(model, part, 'a.pth', strict=False)
     with pytest.raises(InputError, match=r'a\.pth .* of 4 tensors 2 missing \(e\.g\. 1\.weight\)\. Use'):
-        check_fit(part, model, 'a.pth')
+        load_model(model, part, 'a.pth')
     with pytest.raises(InputError, match='another architecture'):
-        check_fit(weights, model, 'a.pth', strict=False)
+        load_model(model, weights, 'a.pth', strict=False)
     with pytest.raises(InputError, match=r'1 of another shape \(e\.g\. size mismatch for 0\.bias.*\[5\].*\[3\]'):
-        check_fit({**model.state_dict(), '0.bias': torch.zeros(5)}, model, 'a.pth')
+        load_model(model, {**model.state_dict(), '0.bias': torch.zeros(5)}, 'a.pth')

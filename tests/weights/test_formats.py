@@ -1,5 +1,7 @@
 """Weights of other projects give here the features they give there, and go back as they came."""
 
+import logging
+
 import mmcv.ops  # noqa: F401  registers DCNv2
 import pytest
 import timm
@@ -8,23 +10,14 @@ import torchvision
 from features import assert_same_features, image, loaded, randomise
 from torch import nn
 
-from se_mm.checkpoints import (
-    arguments_of,
-    constructor_arguments,
-    expected_arguments,
-    load_backbone,
-    openmmlab_state,
-    read_checkpoint,
-    recognise,
-    save_weights,
-    timm_state,
-)
-from se_mm.checkpoints import published as published_weights
+from se_mm.conversion import openmmlab_state, save_weights, timm_state
 from se_mm.models import SEResNet, SEResNeXt
+from se_mm.models.architecture import arguments_of, constructor_arguments
 from se_mm.registry import MODELS
 from se_mm.utils import InputError
+from se_mm.weights import expected_arguments, load_backbone, read_checkpoint, recognise, released
 
-PUBLISHED = published_weights()
+RELEASED = released()
 # of every architecture that timm publishes, one
 IN_TIMM = [
     'legacy_seresnet50.in1k',
@@ -37,8 +30,8 @@ IN_TIMM = [
 ]
 
 
-def published(name):
-    (entry,) = (entry for entry in PUBLISHED if entry['checkpoint'] == f'timm://{name}')
+def released_arguments(name):
+    (entry,) = (entry for entry in RELEASED if entry['checkpoint'] == f'timm://{name}')
     return dict(entry['arguments'], type=f'se_mm.{entry["arguments"]["type"]}')
 
 
@@ -46,7 +39,7 @@ def published(name):
 def test_networks_of_timm_with_the_published_arguments(name, tmp_path):
     theirs = randomise(timm.create_model(name.partition('.')[0]))
     path = save_weights(theirs.state_dict(), tmp_path / 'weights.safetensors')
-    assert_same_features(theirs, loaded(path, **published(name)))
+    assert_same_features(theirs, loaded(path, **released_arguments(name)))
 
 
 def build_empty(arguments):
@@ -56,10 +49,10 @@ def build_empty(arguments):
 
 def test_published_arguments():
     """Every entry can be built, and those of timm are what their weights are found to need."""
-    names = [entry['checkpoint'] for entry in PUBLISHED]
+    names = [entry['checkpoint'] for entry in RELEASED]
     in_timm = {name.removeprefix('timm://') for name in names if 'timm://' in name}
     assert set(IN_TIMM) <= in_timm <= set(timm.list_pretrained('*se*')) and len(names) == len(set(names))
-    for entry in PUBLISHED:
+    for entry in RELEASED:
         assert len(entry['error']) == 2 and entry['images'] in ('imagenet', 'caffe')
         ours = build_empty(entry['arguments'])
         name = entry['checkpoint'].removeprefix('timm://')
@@ -69,7 +62,7 @@ def test_published_arguments():
             weights = recognise(theirs, name)
             shapes = {key: tensor.shape for key, tensor in weights.tensors.items()}
             assert shapes == {key: tensor.shape for key, tensor in ours.state_dict().items()}
-            found = constructor_arguments(expected_arguments(weights.tensors, weights.format))
+            found = constructor_arguments(expected_arguments(weights))
             assert found == dict(entry['arguments'], type=f'se_mm.{entry["arguments"]["type"]}')
 
 
@@ -81,7 +74,7 @@ NETWORKS = ['seresnet50', 'seresnet152d', 'seresnext50_32x4d', 'legacy_seresnet5
 def test_there_and_back_gives_the_same_bits(name, suffix, tmp_path):
     theirs = randomise(timm.create_model(name)).state_dict()
     weights = recognise(theirs, name)
-    needed = constructor_arguments(expected_arguments(weights.tensors, weights.format))
+    needed = constructor_arguments(expected_arguments(weights))
     there = save_weights(openmmlab_state(weights), tmp_path / f'there{suffix}', dict(backbone=needed))
     content = read_checkpoint(there)
     weights = recognise(content['state_dict'], name, meta=content['meta'])
@@ -118,7 +111,7 @@ def test_fresh_se_learns():
     ours = SEResNet(50, norm_eval=False)
     path = 'layer1.0.se_layer.conv2.conv.weight'
     before = ours.get_parameter(path).detach().clone()
-    from se_mm.checkpoints.loading import start_as_identity
+    from se_mm.models.fresh_se import start_as_identity
 
     start_as_identity(ours)
     ours(torch.randn(2, 3, 64, 64))[-1].square().mean().backward()
@@ -135,7 +128,7 @@ def test_classifier_of_mmpretrain(prefix, tmp_path):
     state.update({'head.fc.weight': torch.randn(10, 2048), 'head.fc.bias': torch.randn(10)})
     path = save_weights(state, tmp_path / 'weights.pth')
     model = SEResNet(50, norm_eval=False)
-    report = load_backbone(model, str(path), prefix)
+    report = load_backbone(model, str(path), prefix=prefix)
     assert (report.fresh, report.left_over) == ([], ['head.fc.weight', 'head.fc.bias'])
     x = image(97, 65)
     with torch.no_grad():
@@ -239,9 +232,9 @@ def test_several_backbones_need_a_prefix(tmp_path):
     path = str(save_weights(both, tmp_path / 'weights.pth'))
     with pytest.raises(InputError, match=r"several backbones: choose one by init_cfg\.prefix, of \['teacher\.', 'stu"):
         load_backbone(SEResNet(18), path)
-    assert load_backbone(SEResNet(18), path, 'student').fresh == []
+    assert load_backbone(SEResNet(18), path, prefix='student').fresh == []
     with pytest.raises(InputError, match=r"starts with prefix='pupil\.'.*'student', 'teacher'"):
-        load_backbone(SEResNet(18), path, 'pupil.')
+        load_backbone(SEResNet(18), path, prefix='pupil.')
 
 
 def test_variants_and_stages_are_found():
@@ -343,3 +336,22 @@ def test_nothing_is_half_written(tmp_path, monkeypatch):
     with pytest.raises(InputError, match='cannot be written: disk full'):
         save_weights(nn.Linear(1, 1).state_dict(), path)
     assert path.read_bytes() == b'before' and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize('name', ['mask_tokens.2', 'backbone.list.11', 'a.0'])
+def test_names_that_end_in_numbers(name):
+    """Those of ParameterList, which Caffe's layers have too."""
+    state = {f'backbone.{k}': v for k, v in SEResNet(18).state_dict().items()}
+    weights = recognise({**state, name: torch.zeros(1)}, 'a.pth')
+    assert weights.left_over == [name] and len(weights.tensors) == len(state)
+
+
+def test_what_strict_false_allows_is_a_warning(tmp_path, monkeypatch):
+    logged = []
+    monkeypatch.setattr('se_mm.weights.loading.print_log', lambda text, level, **_: logged.append((level, text)))
+    state = SEResNet(18).state_dict()
+    del state['layer3.1.conv1.weight']
+    torch.save(state, tmp_path / 'a.pth')
+    load_backbone(SEResNet(18), str(tmp_path / 'a.pth'), strict=False)
+    warnings = [text for level, text in logged if level == logging.WARNING]
+    assert any('1 (layer3.1.conv1.weight) are missing and start afresh' in text for text in warnings)

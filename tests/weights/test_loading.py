@@ -14,9 +14,10 @@ import timm
 import torch
 from foreign_files import to_gluon, write_mxnet
 
-from se_mm.checkpoints import load_backbone, locate, read_checkpoint, save_weights
+from se_mm.conversion import save_weights
 from se_mm.models import SEResNet
 from se_mm.utils import InputError
+from se_mm.weights import fetch, load_backbone, read_checkpoint
 
 DEAD = 'http://127.0.0.1:1'
 
@@ -33,7 +34,7 @@ def python(script, *arguments, **env):
 
 
 LOAD = (
-    'import sys; from se_mm.engine import guard; from se_mm.checkpoints import load_backbone\n'
+    'import sys; from se_mm.engine import guard; from se_mm.weights import load_backbone\n'
     'from se_mm.models import SEResNet\n'
     'with guard(): print(load_backbone(SEResNet(50), sys.argv[1]))'
 )
@@ -67,12 +68,12 @@ def test_offline(checkpoint, words, tmp_path):
         ('timm://seresnextaa101d_32x8d.ah_in1k', 'no network here smooths before its strides'),
         ('timm://nothing', "timm has no weights named 'nothing'; similar: none"),
         ('mmcls://nothing', 'MMEngine knows no such name, but .*se-resnet50'),
-        ('s4://bucket/file', 'unknown scheme, known are timm://, torchvision://.*; or give a file'),
+        ('s4://bucket/file', 'unknown scheme, known are .*s3://, timm://, torchvision://.*; or give a file'),
     ],
 )
 def test_unknown_names(checkpoint, message):
     with pytest.raises(InputError, match=message):
-        locate(checkpoint)
+        fetch(checkpoint)
 
 
 def test_from_the_cache_of_timm(tmp_path):
@@ -122,11 +123,11 @@ def test_downloads_are_compared_with_the_hash_in_their_name(server, tmp_path, mo
     monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path))
     path = save_weights({'a': torch.ones(1)}, folder / 'weights-00000000.pth')
     with pytest.raises(InputError, match='invalid hash value'):
-        locate(f'{address}/weights-00000000.pth')
+        fetch(f'{address}/weights-00000000.pth')
     assert not (tmp_path / 'checkpoints' / path.name).exists()
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
     path.rename(folder / f'weights-{digest}.pth')
-    assert locate(f'{address}/weights-{digest}.pth').is_file()
+    assert fetch(f'{address}/weights-{digest}.pth').is_file()
 
 
 def test_files_of_the_same_name_are_told_apart(server, tmp_path, monkeypatch):
@@ -135,7 +136,7 @@ def test_files_of_the_same_name_are_told_apart(server, tmp_path, monkeypatch):
     for i in range(2):
         (folder / str(i)).mkdir()
         save_weights({'a': torch.full((1,), float(i))}, folder / str(i) / 'best.pth')
-    values = [read_checkpoint(locate(f'{address}/{i}/best.pth'))['state_dict']['a'].item() for i in (0, 1, 0)]
+    values = [read_checkpoint(fetch(f'{address}/{i}/best.pth'))['state_dict']['a'].item() for i in (0, 1, 0)]
     assert values == [0, 1, 0]
 
 
@@ -149,7 +150,7 @@ MEASURE = """
 import gc, os, sys, threading, time
 import safetensors.torch
 import torch
-from se_mm.checkpoints import load_backbone
+from se_mm.weights import load_backbone
 from se_mm.models import SEResNet, SEResNeXt
 
 def held():  # bytes of this process that are no mapped files

@@ -6,18 +6,11 @@ and ``{n}`` for numbers, which may be shifted, ``{p}`` for the last part of a na
 
 from __future__ import annotations
 
-import functools
-import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from torch import Tensor
+from se_mm.models import SEBNInception
 
-from se_mm.utils import InputError
-
-from .meta import said
-
-PLACEHOLDERS = dict(l=r'layer\d+\.\d+', s=r'\d+', i=r'\d+', n=r'\d+', p=r'\w+')
 Rules = Iterable[tuple[str, str]]
 
 # Of RGB images.
@@ -39,6 +32,8 @@ class Format(NamedTuple):
         stem_pool_ceil_mode: rounding of the stem's pool, None if the files don't say.
         caffe_style: 'never', 'always', 'SE-ResNet' (bottlenecks without groups), or None if the files don't say.
         torch_names: whether parameters are named as in torch.
+        transposes: whether matrices are stored as (inputs, outputs).
+        bgr: whether the first convolution takes BGR images.
         refusal: why no network here computes what such weights were trained for, None if one does.
     """
 
@@ -51,6 +46,8 @@ class Format(NamedTuple):
     stem_pool_ceil_mode: bool | None = None
     caffe_style: str | None = None
     torch_names: bool = True
+    transposes: bool = False
+    bgr: bool = False
     refusal: str | None = None
 
 
@@ -92,8 +89,6 @@ def _caffe_rules() -> Rules:
 
 
 def _caffe_inception_rules() -> Rules:
-    from se_mm.models.inception import SEBNInception
-
     branches = {
         '1x1': (0, 0),
         '3x3_reduce': (1, 0),
@@ -164,9 +159,13 @@ GLUON_DEEP_STEM = [('features.{i}.{p}', 'stem.{i}.{p}')]
 FOUND_IN_TIMM = dict(normalisation=IMAGENET, stem_pool_ceil_mode=False, caffe_style='never')
 FROM_CAFFE = dict(stem_pool_ceil_mode=True, caffe_style='SE-ResNet')
 CADENE = dict(FROM_CAFFE, normalisation=IMAGENET)
-GLUON = PADDLE_CLAS = dict(FOUND_IN_TIMM, torch_names=False)
+FILE_OF_CAFFE = dict(normalisation=CAFFE, torch_names=False, bgr=True)
+GLUON = dict(FOUND_IN_TIMM, torch_names=False)
+PADDLE_CLAS = dict(GLUON, transposes=True)
 GLUON_SENET = dict(GLUON, stem_pool_ceil_mode=True)
 
+# The names of the networks here, where they are of none of the formats.
+OWN = Format("the model's own", (), (), (), 'head.fc')
 # The first that fits counts.
 FORMATS = (
     Format('OpenMMLab', RESNET, (SE_LAYER,), (), 'head.fc'),
@@ -189,145 +188,6 @@ FORMATS = (
     Format('PaddleClas', PADDLE, (r'^conv1_1\.', r'^bb_0_0\.conv2\.'), _paddle_rules(1), 'out', **PADDLE_CLAS),
     Format('PaddleClas', PADDLE, (r'^conv1_1\.',), (), 'out', refusal=CONVOLVED_SHORTCUT),
     Format('PaddleClas', PADDLE, (), _paddle_rules(0), 'out', **PADDLE_CLAS),
-    Format(
-        'Caffe',
-        ('conv2_1_1x1_reduce.weight',),
-        (),
-        _caffe_rules(),
-        'classifier',
-        CAFFE,
-        torch_names=False,
-        **FROM_CAFFE,
-    ),
-    Format('Caffe', ('inception_3a/1x1.weight',), (), _caffe_inception_rules, 'classifier', CAFFE, torch_names=False),
+    Format('Caffe', ('conv2_1_1x1_reduce.weight',), (), _caffe_rules(), 'classifier', **FILE_OF_CAFFE, **FROM_CAFFE),
+    Format('Caffe', ('inception_3a/1x1.weight',), (), _caffe_inception_rules(), 'classifier', **FILE_OF_CAFFE),
 )
-
-
-class Weights(NamedTuple):
-    """A backbone's weights with our names.
-
-    Attributes:
-        format: what they were.
-        prefix: what stood before their names.
-        tensors: the backbone's.
-        head: the classifier's, ``weight`` and ``bias``; empty if there is none.
-        left_over: names, as they were, of the tensors that are neither.
-        renamed: number of tensors with another name than before.
-        transposed: number of tensors that were transposed, reshaped or turned from BGR to RGB.
-    """
-
-    format: Format
-    prefix: str
-    tensors: dict[str, Tensor]
-    head: dict[str, Tensor]
-    left_over: list[str]
-    renamed: int
-    transposed: int
-
-
-@functools.cache
-def _pattern(template: str) -> re.Pattern:
-    pattern = re.sub(r'\\{(\w)\\}', lambda m: f'(?P<{m[1]}>{PLACEHOLDERS[m[1]]})', re.escape(template))
-    return re.compile(pattern)
-
-
-def rename(name: str, rules: Rules) -> str:
-    """The name by the first rule whose left side fits, otherwise as it is."""
-    for theirs, ours in rules:
-        if found := _pattern(theirs).fullmatch(name):
-            shifted = lambda m: str(int(found[m[1]]) + int(m[2])) if m[2] else found[m[1]]  # noqa: B023, E731
-            return re.sub(r'{(\w)([+-]\d+)?}', shifted, ours)
-    return name
-
-
-def _with_torch_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters of layers named as in torch, for Caffe, MXNet and PaddlePaddle."""
-    suffixes = {'gamma': 'weight', 'beta': 'bias', '_mean': 'running_mean', '_variance': 'running_var'}
-    result = {}
-    for name, tensor in tensors.items():
-        layer, _, parameter = name.rpartition('.')
-        if not parameter.isdigit():
-            result[f'{layer}.{suffixes.get(parameter, parameter)}' if layer else name] = tensor
-        elif layer.endswith('/bn'):
-            if parameter != '2':  # the factor by which the others have to be divided
-                factor = tensors.get(f'{layer}.2')
-                scale = 1 if factor is None or factor.item() == 0 else 1 / factor.item()
-                result[f'{layer}.{("running_mean", "running_var")[int(parameter)]}'] = tensor * scale
-        else:
-            result[f'{layer.removesuffix("/scale")}.{("weight", "bias")[int(parameter)]}'] = tensor
-    return result
-
-
-def _prefixes(names: Iterable[str], anchor: str) -> list[str]:
-    return [name.removesuffix(anchor) for name in names if name == anchor or name.endswith(f'.{anchor}')]
-
-
-def recognise(
-    tensors: dict[str, Tensor], source: str, prefix: str | None = None, meta: dict | None = None
-) -> Weights | None:
-    """The backbone among a checkpoint's tensors.
-
-    Args:
-        tensors: what the checkpoint holds.
-        source: its path, for errors.
-        prefix: of the backbone's names; None to find it.
-        meta: what the checkpoint says of itself: ``backbone`` and ``data_preprocessor`` if converted here, MMEngine's
-            ``cfg`` if trained.
-
-    Returns:
-        The weights with our names, or None if the names are of no format in ``FORMATS``.
-
-    Raises:
-        InputError: no tensor has the prefix; none is given and there are several backbones; weights of a
-            network that does not exist here.
-    """
-    if prefix is not None:
-        prefix = f'{prefix.rstrip(".")}.' if prefix else ''
-        if not any(name.startswith(prefix) for name in tensors):
-            starts = sorted({name.partition('.')[0] for name in tensors})[:8]
-            raise InputError(f"{source}: no tensor's name starts with prefix={prefix!r}; they start with {starts}")
-    foreign = _with_torch_names(tensors)
-    for format in FORMATS:
-        state = tensors if format.torch_names else foreign
-        found = [p for anchor in format.anchors for p in _prefixes(state, anchor) if prefix in (None, p)]
-        if not found:
-            continue
-        usual = [p for p in found if p in ('', 'module.', 'backbone.', 'module.backbone.')]
-        if len(found) > 1 and len(usual) != 1:
-            raise InputError(f'{source} has several backbones: choose one by init_cfg.prefix, of {found}')
-        chosen = (usual or found)[0]
-        inside = {name.removeprefix(chosen): name for name in state if name.startswith(chosen)}
-        if all(re.search(mark, '\n'.join(inside), re.MULTILINE) for mark in format.marks):
-            if format.refusal:
-                raise InputError(f'{source} ({format.name}) has no equal here: {format.refusal}')
-            return _convert(format._replace(**said(meta, chosen)), chosen, inside, state)
-    return None
-
-
-def _convert(format: Format, prefix: str, inside: dict[str, str], tensors: dict[str, Tensor]) -> Weights:
-    rules = format.rules() if callable(format.rules) else format.rules
-    backbone, head, left_over, renamed, transposed = {}, {}, [], 0, 0
-    own_head = re.compile(rf'(?:head\.fc|{re.escape(format.head)})\.(weight|bias)')
-    paddle = format.name == 'PaddleClas'
-    for name, original in inside.items():
-        tensor, ours = tensors[original], rename(name, rules)
-        if found := own_head.fullmatch(name):
-            head[found[1]] = tensor.t() if paddle and tensor.dim() == 2 else tensor
-        elif re.match(r'(conv|bn|gn|in|ln|norm)\d*\.|stem\.|(layer|stage)\d', ours):
-            if tensor.dim() == 2 and '.se_layer.' in ours:
-                tensor = (tensor.t() if paddle else tensor)[:, :, None, None]
-                transposed += 1
-            if format.name == 'Caffe' and ours in ('conv1.weight', 'stem.0.weight', 'stem.0.conv.weight'):
-                tensor = tensor.flip(1)  # BGR to RGB
-                transposed += 1
-            backbone[ours] = tensor
-            renamed += ours != name
-        else:
-            left_over.append(original)
-    for name, tensor in tensors.items():
-        found = None if name.startswith(prefix) and prefix else own_head.fullmatch(name.removeprefix('module.'))
-        if found and name not in inside:
-            head[found[1]] = tensor
-        elif name not in inside.values():
-            left_over.append(name)
-    return Weights(format, prefix, backbone, head, left_over, renamed, transposed)

@@ -26,10 +26,10 @@ from rich.progress import track
 from rich.table import Table
 
 import se_mm  # noqa: F401  registers the backbones
+from se_mm.conversion.twins import backbones, twin_backbone
 from se_mm.engine import guard
-from se_mm.engine.swap import backbones, swapped
-from se_mm.models.base import is_pretrained
 from se_mm.utils import InputError, installed_versions, write_json, written_whole
+from se_mm.utils.config import is_pretrained
 
 COLUMNS = ('family', 'model', 'config', 'plain', 'SE')
 
@@ -83,7 +83,7 @@ def with_se(node, package):
         parent = node
         for key in path[:-1]:
             parent = parent[key]
-        parent[path[-1]] = swapped(backbone, package)
+        parent[path[-1]] = twin_backbone(backbone, package)
     return node
 
 

@@ -1,4 +1,4 @@
-"""Weights as other projects store them, and files that are released."""
+"""Weights with the names of other projects, and the files that they are written to."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from se_mm.models.architecture import is_residual
 from se_mm.models.se_layer import squeezed_width
 from se_mm.utils import InputError, sha256, written_whole
-
-from .architecture import expected_arguments
-from .formats import LEGACY, LEGACY_DEEP_STEM, LEGACY_STEM, TIMM_SE, TIMM_STEM, Weights, rename
+from se_mm.weights import Weights, expected_arguments
+from se_mm.weights.formats import LEGACY, LEGACY_DEEP_STEM, LEGACY_STEM, TIMM_SE, TIMM_STEM
+from se_mm.weights.recognition import rename
 
 
 def openmmlab_state(weights: Weights) -> dict[str, Tensor]:
@@ -30,9 +31,9 @@ def timm_state(weights: Weights, source: str) -> dict[str, Tensor]:
     Raises:
         InputError: timm has no such network.
     """
-    if 'layer1.0.conv2.weight' not in weights.tensors:
+    if not is_residual(weights.tensors):
         raise InputError(f'{source}: timm has no network of this kind')
-    found = expected_arguments(weights.tensors, weights.format)
+    found = expected_arguments(weights)
     deep, senet = found['deep_stem'], found['type'] == 'SENet'
     ceil = found.get('stem_pool_ceil_mode', senet)
     caffe = found.get('style') == 'caffe'

@@ -8,15 +8,15 @@ import ast
 RESIDUAL = ('ResNet', 'ResNetV1c', 'ResNetV1d', 'ResNeXt', 'SEResNet', 'SEResNeXt', 'SENet')
 
 
-def said(meta: object, prefix: str) -> dict:
-    """Attributes of a :class:`Format` that no tensor shows.
+def properties_in(meta: object, prefix: str) -> dict:
+    """Attributes of a :class:`Format` that no tensor shows, from what a checkpoint says of itself.
 
     Args:
         meta: ``backbone`` and ``data_preprocessor`` if converted here, the text ``cfg`` if MMEngine trained it.
         prefix: of the backbone's names, which tells its place in the config.
 
     Returns:
-        ``stem_pool_ceil_mode``, ``caffe_style`` and ``normalisation``; nothing if it does not say.
+        ``stem_pool_ceil_mode``, ``caffe_style`` and ``normalisation``; an empty dict if the meta data do not say.
     """
     meta = meta if isinstance(meta, dict) else {}
     backbone, images = meta.get('backbone'), meta.get('data_preprocessor')

@@ -11,8 +11,8 @@ from caffe import CaffeNet
 from foreign_files import write_caffemodel, write_mxnet
 from safetensors.torch import save_file
 
-from se_mm.checkpoints import read_checkpoint
 from se_mm.utils import InputError
+from se_mm.weights import read_checkpoint
 
 WEIGHTS = {'a.weight': torch.arange(6.0).reshape(2, 3), 'a.bias': torch.ones(2)}
 

@@ -10,10 +10,12 @@ from conftest import CONFIGS, TOOLS
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 
-from se_mm.engine import check_config, load_config
+from se_mm.datasets.checks import check_dataset
+from se_mm.engine import check_config
+from se_mm.engine.checks import check_pretrained
 from se_mm.engine.launch import check_gpus
-from se_mm.engine.preflight import build_model, check_dataset, check_pretrained
 from se_mm.utils import InputError
+from se_mm.utils.config import build_model, load_config
 
 DETECTOR = CONFIGS / 'quickstart' / 'faster_rcnn_se_r18_shapes.py'
 CLASSIFIER = CONFIGS / 'quickstart' / 'se_r18_scenes.py'
@@ -126,7 +128,7 @@ def test_data_of_other_kinds_is_left_to_its_class(root, tmp_path):
     (root / 'annotations' / 'panoptic.json').write_text('{"annotations": [{"segments_info": []}]}')
     for name in ('CocoPanopticDataset', 'LVISV1Dataset', 'Objects365V2Dataset'):
         dataset = dict(type=name, data_root=str(root), ann_file='annotations/panoptic.json')
-        check_dataset(dataset, cfg)
+        check_dataset(dataset)
 
 
 def test_checking_leaves_the_config_as_it_is(root):

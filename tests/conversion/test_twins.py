@@ -7,7 +7,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from se_mm.engine.swap import twin
+from se_mm.conversion import twin_config
 from se_mm.models import SEResNet
 from se_mm.utils import InputError
 
@@ -15,15 +15,15 @@ MMDET, MMPRETRAIN = (Path(package.__file__).parent / '.mim' / 'configs' for pack
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
 
 
-def changed(path, *arguments):
+def changed(path, weights=None, variant='standard'):
     """The changes, the warnings, and the config with the changes."""
     cfg = Config.fromfile(path)
-    changes, warnings = twin(cfg, *arguments)
+    changes, warnings = twin_config(cfg, weights=weights, variant=variant)
     cfg.merge_from_dict(deepcopy(changes))
     return changes, warnings, cfg
 
 
-def test_detector_gets_published_weights():
+def test_detector_gets_released_weights():
     changes, warnings, cfg = changed(MMDET / 'faster_rcnn' / 'faster-rcnn_r50_fpn_1x_coco.py')
     init_cfg = dict(type='Pretrained', checkpoint='timm://seresnet50.ra2_in1k', _delete_=True)
     assert changes == dict(model=dict(backbone=dict(type='se_mm.SEResNet', init_cfg=init_cfg)))
@@ -50,18 +50,18 @@ def test_groups_and_widths_choose_the_weights():
         assert changes['model']['backbone']['init_cfg']['checkpoint'] == weights
 
 
-def test_without_published_weights_nothing_stays_frozen_at_random():
+def test_without_released_weights_nothing_stays_frozen_at_random():
     path = MMDET / 'retinanet' / 'retinanet_r18_fpn_1x_coco.py'
     changes, warnings, cfg = changed(path, None, 'bump')
     expected = dict(init_cfg=None, norm_eval=False, frozen_stages=-1, se_cfg=dict(variant='bump'))
     assert changes['model']['backbone'] == dict(expected, type='se_mm.SEResNet')
-    assert 'starts at random weights, there are no published' in warnings[0] and 'frozen_stages=-1' in warnings[0]
+    assert 'starts at random weights, there are no released' in warnings[0] and 'frozen_stages=-1' in warnings[0]
     assert cfg.train_dataloader.batch_size == 2 and 'batch norm learns from 2 images' in warnings[1]
 
 
 def test_plain_weights_are_warned_of():
     _, warnings, _ = changed(MMDET / 'retinanet' / 'retinanet_r50_fpn_1x_coco.py', 'torchvision://resnet50')
-    assert 'not in the list of published weights' in warnings[0]
+    assert 'not in the list of released weights' in warnings[0]
     assert "set frozen_stages=0 and init_cfg.fresh_se='identity'" in warnings[1]
 
 
@@ -100,13 +100,13 @@ def test_what_other_packages_leave_out_is_written(tmp_path):
         "default_scope = 'mmseg'\n"
         "model = dict(pretrained='open-mmlab://resnet50_v1c', backbone=dict(type='ResNetV1c', depth=50))\n"
     )
-    changes, warnings = twin(Config.fromfile(path))
+    changes, warnings = twin_config(Config.fromfile(path))
     backbone = dict(type='se_mm.SEResNet', deep_stem=True, norm_eval=False)
     assert changes == dict(model=dict(pretrained=None, backbone=backbone))
     assert 'starts at random weights' in warnings[0] and 'norm_eval' not in warnings[0]
 
     path.write_text("default_scope = 'mmpose'\nmodel = dict(backbone=dict(type='ResNet', depth=50))\n")
-    changes, warnings = twin(Config.fromfile(path))
+    changes, warnings = twin_config(Config.fromfile(path))
     assert changes == dict(model=dict(backbone=dict(type='se_mm.SEResNet', norm_eval=False, out_indices=(3,))))
     assert warnings == []
 
@@ -177,4 +177,4 @@ def test_config_of_classes(tmp_path):
         'model = dict(type=RetinaNet, backbone=dict(type=ResNet, depth=50))\n'
     )
     with pytest.raises(InputError, match='write SEResNet or SEResNeXt of se_mm.models'):
-        twin(Config.fromfile(path))
+        twin_config(Config.fromfile(path))

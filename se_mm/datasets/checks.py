@@ -1,0 +1,45 @@
+"""Checks of the files of a config's data set, of whatever kind it is."""
+
+from __future__ import annotations
+
+import inspect
+import os
+
+from mmengine.registry import DATASETS
+
+from se_mm.utils import InputError
+
+from .coco import check_coco, reads_coco_files
+from .places365 import Places365
+
+
+def check_dataset(dataset: dict) -> tuple[int, str] | None:
+    """Check that the files of a data set are there and fit each other.
+
+    Args:
+        dataset: its config.
+
+    Returns:
+        The number of classes and the file that says so; None if that is not known.
+
+    Raises:
+        InputError: naming the file or key that is wrong, and the remedy.
+    """
+    cls = dataset['type']
+    if isinstance(cls, str):
+        with DATASETS.switch_scope_and_registry(None) as registry:
+            cls = registry.get(cls)
+    if cls is None:
+        raise InputError(f'no data set is registered as {dataset["type"]!r}')
+    if cls is Places365:
+        places = Places365(**{k: v for k, v in dataset.items() if k in ('data_root', 'split', 'small')}, pipeline=[])
+        places.check_images()
+        return len(places.metainfo['classes']), str(places.root / 'categories_places365.txt')
+    root = dataset.get('data_root') or ''
+    download = inspect.signature(cls).parameters.get('download')
+    if dataset.get('backend_args') or '://' in root or dataset.get('download', download and download.default):
+        return None  # not files of this machine, or not yet
+    if root and not (os.path.isdir(root) and os.listdir(root)):
+        state = 'is empty' if os.path.isdir(root) else 'does not exist'
+        raise InputError(f'data_root {root} {state}: put the data set there, or set data_root of {cls.__name__}')
+    return check_coco(dataset, cls) if reads_coco_files(cls) else None

@@ -1,0 +1,160 @@
+"""Which residual network weights belong to: the arguments that their names and shapes stand for."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections import defaultdict
+
+from torch import Tensor, nn
+
+from .resnet import SENet, SEResNet, SEResNeXt
+from .se_layer import VARIANTS, squeezed_width
+
+NETWORKS = {network.__name__: network for network in (SEResNet, SEResNeXt, SENet)}
+DEPTHS = {
+    (block, counts): depth for network in NETWORKS.values() for depth, (block, counts) in network.arch_settings.items()
+}
+DIVISORS = (1, 8, 4, 2, 16, 32)  # of squeezed widths, the usual ones first
+
+
+def defaults_of(network: type[SEResNet]) -> dict:
+    """The default of every argument of a residual network, by its name."""
+    defaults = {}
+    for cls in reversed(network.__mro__):
+        if issubclass(cls, SEResNet):
+            parameters = inspect.signature(cls.__init__).parameters.values()
+            defaults.update({p.name: p.default for p in parameters if p.default is not p.empty})
+    return defaults
+
+
+def is_residual(tensors: dict[str, Tensor]) -> bool:
+    """Whether a backbone's tensors are named as those of SEResNet, SEResNeXt and SENet."""
+    return 'layer1.0.conv2.weight' in tensors
+
+
+def arguments_of(tensors: dict[str, Tensor]) -> dict:
+    """Arguments of SEResNet, SEResNeXt or SENet that a backbone's tensors (with our names) have.
+
+    Args:
+        tensors: of a residual network; those of its first stage must be there.
+
+    Returns:
+        ``type``, ``depth`` (None if there is no such network), ``blocks`` of each stage, ``in_channels``,
+        ``stem_channels``, ``base_channels``, ``deep_stem``, ``avg_down``, ``groups`` and ``base_width`` of a
+        SEResNeXt, ``with_se`` of each stage, and, of networks with SE, ``se_ratio``, ``se_cfg``.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return {**_blocks(shapes), **_stem(shapes), **_se(shapes)}
+
+
+def _blocks(shapes: dict[str, tuple]) -> dict:
+    blocks = defaultdict(set)
+    for name in shapes:
+        if found := re.match(r'layer(\d+)\.(\d+)\.conv1\.', name):
+            blocks[int(found[1])].add(int(found[2]))
+    counts = tuple(len(blocks[stage]) for stage in sorted(blocks))
+
+    bottleneck = 'layer1.0.conv3.weight' in shapes
+    width, per_group = shapes['layer1.0.conv2.weight'][:2]
+    narrow = shapes['layer1.0.conv1.weight'][0]
+    groups = narrow // per_group
+    halved = groups > 1 and narrow * 2 == width  # the first convolution of SENet-154
+    channels = shapes['layer1.0.conv3.weight'][0] if bottleneck else width
+    base_channels = channels // 4 if bottleneck else channels
+    base_width = width * 64 // (base_channels * groups)
+    network = SENet if halved else SEResNeXt if groups > 1 or base_width != 64 else SEResNet
+    block = SENet.arch_settings[154][0] if halved else SEResNet.arch_settings[50 if bottleneck else 18][0]
+
+    arguments = dict(
+        type=network.__name__, depth=DEPTHS.get((block, counts)), blocks=counts, base_channels=base_channels
+    )
+    if network is not SEResNet:
+        arguments.update(groups=groups, base_width=base_width)
+    downsample = [name for name in shapes if re.fullmatch(r'layer\d+\.0\.downsample\.[01]\.weight', name)]
+    convs = [name for name in downsample if len(shapes[name]) == 4]
+    if convs:
+        arguments['avg_down'] = convs[0].endswith('downsample.1.weight')
+    return arguments
+
+
+def _stem(shapes: dict[str, tuple]) -> dict:
+    deep_stem = 'stem.0.weight' in shapes
+    first, last = ('stem.0.weight', 'stem.6.weight') if deep_stem else ('conv1.weight', 'conv1.weight')
+    if first not in shapes or last not in shapes:
+        return dict(deep_stem=deep_stem)
+    return dict(deep_stem=deep_stem, in_channels=shapes[first][1], stem_channels=shapes[last][0])
+
+
+def _se(shapes: dict[str, tuple]) -> dict:
+    stages = sorted({found[1] for name in shapes if (found := re.match(r'layer(\d+)\.', name))}, key=int)
+    widths = {}  # of the layers but the last, by channels
+    with_se, bias = [], True
+    for stage in stages:
+        layers = sorted(name for name in shapes if re.match(rf'layer{stage}\.0\.se_layer\.conv\d\.conv\.weight', name))
+        with_se.append(bool(layers))
+        if layers:
+            widths[shapes[layers[0]][1]] = [shapes[name][0] for name in layers[:-1]]
+            bias = layers[0].replace('weight', 'bias') in shapes
+    if not widths:
+        return dict(with_se=tuple(with_se))
+
+    most = max(widths)
+    variant = next((name for name, factors in VARIANTS.items() if _in_proportion(widths[most], factors)), 'standard')
+    squeezed = {channels: inner[0] // VARIANTS[variant][0] for channels, inner in widths.items()}
+    ratio = most // squeezed[most]
+    fitting = (d for d in DIVISORS if all(w == squeezed_width(c, ratio, d) for c, w in squeezed.items()))
+    options = dict(divisor=next(fitting, 1), variant=variant, bias=bias)
+    usual = dict(divisor=1, variant='standard', bias=True)
+    se_cfg = {key: value for key, value in options.items() if value != usual[key]}
+    return dict(with_se=tuple(with_se), se_ratio=ratio, se_cfg=se_cfg)
+
+
+def _in_proportion(widths: list[int], factors: tuple[int, ...]) -> bool:
+    return len(widths) == len(factors) and len({width / factor for width, factor in zip(widths, factors)}) == 1
+
+
+def constructor_arguments(arguments: dict) -> dict:
+    """The part of what :func:`arguments_of` returns that is not the default, ready for a config."""
+    stages = len(arguments['blocks'])
+    defaults = defaults_of(NETWORKS[arguments['type']])
+    defaults.update(
+        stem_channels=defaults['stem_channels'] or arguments['base_channels'],
+        with_se=(defaults['with_se'],) * stages,
+        se_cfg=defaults['se_cfg'] or {},
+    )
+    given = {key: value for key, value in arguments.items() if key in defaults and key != 'depth'}
+    chosen = {key: value for key, value in given.items() if value != defaults[key]}
+    if not any(arguments['with_se']):
+        chosen.pop('with_se', None)
+    return dict(type=f'se_mm.{arguments["type"]}', depth=arguments['depth'], **chosen)
+
+
+def misfits(model: nn.Module, expected: dict) -> list[str]:
+    """What to set in the config of a residual network so that it fits weights.
+
+    Args:
+        model: a SEResNet, SEResNeXt or SENet, whose own arguments are read from its tensors. Of other networks
+            nothing is known.
+        expected: arguments that the weights need, see :func:`arguments_of`; ``style`` and ``stem_pool_ceil_mode``
+            besides, if known.
+
+    Returns:
+        Texts such as ``'depth=101 (is 50)'``; empty if the network fits.
+    """
+    if not isinstance(model, SEResNet):
+        return []
+    actual = dict(arguments_of(model.state_dict()), style=model.style, stem_pool_ceil_mode=model.maxpool.ceil_mode)
+    stages = len(actual['blocks'])
+    expected = dict(expected, blocks=expected['blocks'][:stages], with_se=expected['with_se'][:stages])
+    changes = []
+    if expected['depth'] is None:
+        changes.append(f'blocks of its stages to {expected["blocks"]}, which no depth here has')
+    elif expected['blocks'] != actual['blocks'] or (stages == 4 and expected['depth'] != actual['depth']):
+        changes.append(f'depth={expected["depth"]} (is {model.depth})')
+    for key, value in expected.items():
+        same = key not in actual or value == actual[key]
+        plain = key == 'with_se' and not any(value)  # SE starts afresh beside a plain network's weights
+        if key not in ('blocks', 'depth') and not same and not plain:
+            changes.append(f'{key}={value!r} (is {actual[key]!r})')
+    return changes
