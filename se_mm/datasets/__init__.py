@@ -1,3 +1,5 @@
+"""Data sets that OpenMMLab lacks, and checks of any data set's files."""
+
 from .places365 import Places365
 from .svhn import SVHN
 

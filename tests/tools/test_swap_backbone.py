@@ -1,6 +1,5 @@
 """SE twins of other packages' configs, with the tools that write and try them."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -48,16 +47,3 @@ def test_mistakes_are_named(run, tmp_path):
         code, output = run(*swap, *arguments)
         assert code == 1 and message in output and 'Traceback' not in output
     assert not (tmp_path / 'a.py').exists()
-
-
-@pytest.mark.parametrize('package, family', [('mmdet', 'retinanet'), ('mmpretrain', 'resnet')])
-def test_report(run, tmp_path, package, family):
-    report = [sys.executable, TOOLS / 'dropin_report.py', '--package', package, '--families', family, '--size', '64']
-    code, output = run(*report, '--json', 'report.json', '--markdown', 'report.md')
-    assert code == 0, output
-    assert f'| {family} |' in (tmp_path / 'report.md').read_text()
-    content = json.loads((tmp_path / 'report.json').read_text())
-    assert content['configs'] >= 10
-    assert content['results'] and all((row['plain'], row['SE']) == (None, None) for row in content['results'])
-    code, output = run(*report, '--families', 'no')
-    assert code == 1 and 'error: --families no: no such folder' in output
