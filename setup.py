@@ -69,6 +69,7 @@ setup(
             'pycocotools>=2.0.7',
             'setuptools',  # distutils, which Python 3.12 lacks and mmengine imports
             'rich',  # tables and progress of the tools
+            'matplotlib',  # pictures of tools/benchmark.py
             'scipy',  # .mat files of SVHN
         ],
         # the original packages, whose own tools cannot load their checkpoints with torch 2.6 (ours can)
@@ -83,6 +84,7 @@ setup(
             'pycocotools>=2.0.7',
             'setuptools',
             'rich',
+            'matplotlib',
             'scipy',
         ],
     },

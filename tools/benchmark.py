@@ -1,29 +1,41 @@
-"""Time and memory of SE networks beside plain ones, ours and others'.
+"""Time and memory of SE networks beside plain ones, in se_mm and in other projects.
 
-Variants run in turn in one process, in a random order in every round; a ratio compares runs of
+Networks run in turn in one process, in a random order in every round; a ratio compares runs of
 the same round. Parts: target, the figures this project aims at; variants, all implementations;
 growth, over batch size, input size and depth; detector, a Faster R-CNN step on 800x1333.
-Rows end in OUT.csv; tables and OUT.png are made from that file.
+What is measured goes into OUT.csv; tables, OUT.png (overview) and OUT_details.png are made from
+that file.
 """
 
 import argparse
-import csv
-import ctypes
-import os
 import platform
 from contextlib import nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import psutil
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from torch import nn
 
-import se_mm  # noqa: F401  registers the backbones
-from se_mm.analysis import clock, draw_costs, interleave, kept_bytes, quantiles
-from se_mm.analysis.plot import name_of, number
+from se_mm.analysis import (
+    Cost,
+    Measurement,
+    Setting,
+    clock,
+    compare,
+    cost_writer,
+    draw_details,
+    draw_overview,
+    interleave,
+    keep_freed_memory,
+    quantiles,
+    read_costs,
+    save_figure,
+)
+from se_mm.analysis.cost_tables import cost_table, target_table
 from se_mm.engine import guard
 from se_mm.models import SEResNet
 from se_mm.ops import se_tail
@@ -32,26 +44,6 @@ from se_mm.utils.config import build_model, load_config
 
 PARTS = ('target', 'variants', 'growth', 'detector')
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
-KEYS = ('part', 'variant', 'compiled', 'mode', 'batch', 'height', 'width', 'depth', 'dtype', 'layout')
-QUANTITIES = ('forward', 'backward', 'step')
-COLUMNS = [
-    *KEYS,
-    *(f'{quantity}_{unit}_p{p}' for quantity in QUANTITIES for unit in ('ms', 'ratio') for p in (20, 50, 80)),
-    *('kept_bytes', 'kept_ratio', 'peak_bytes', 'peak_ratio', 'gbytes_per_s', 'bandwidth_ratio', 'remark'),
-    *('device', 'threads', 'allocator', 'versions'),
-]
-# What is to be reached (figure, part, mode, on a GPU, compiled, column, limit) and what others cost.
-TARGETS = [
-    ('activations kept for backward', 'target', 'train', False, False, 'kept_ratio', 1.01, '1.26'),
-    ('CPU training step', 'target', 'train', False, False, 'step_ratio_p50', 1.03, '1.12 to 1.31'),
-    ('CPU inference, batch 1', 'target', 'inference', False, False, 'step_ratio_p50', 1.02, '1.04 to 1.09'),
-    ('GPU training step', 'target', 'train', True, False, 'step_ratio_p50', 1.00, '1.20 to 1.40'),
-    ('GPU training step, compiled', 'target', 'train', True, True, 'step_ratio_p50', 1.05, ''),
-    ('GPU inference', 'target', 'inference', True, False, 'step_ratio_p50', 1.03, '1.15 to 1.25'),
-    ('bandwidth of the tail, of a copy', 'tail', 'train', True, False, 'bandwidth_ratio', 0.75, ''),
-    ('Faster R-CNN step, time', 'detector', 'train', None, False, 'step_ratio_p50', 1.02, ''),
-    ('Faster R-CNN step, memory', 'detector', 'train', None, False, 'kept_ratio', 1.01, ''),
-]
 
 
 def parse_args():
@@ -68,159 +60,194 @@ def parse_args():
         help='rounds that are counted; in growth more of quick ones, fewer of slow ones [10]',
     )
     parser.add_argument('--compile', action='store_true', help='variants: also with torch.compile')
-    parser.add_argument('--plot', metavar='CSV', help='measure nothing, make tables and picture of this file')
+    parser.add_argument('--plot', metavar='CSV', help='measure nothing, make tables and pictures of this file')
     return parser.parse_args()
 
 
-def backbones(depth):
-    """All implementations that have this depth, plain ResNet first."""
-    import timm
-    from mmdet.models import ResNet
-    from mmpretrain.models import ResNet as MMPretrainResNet
-    from mmpretrain.models import SEResNet as MMPretrainSEResNet
+def networks_here(depth):
+    """Functions that build mmdet's ResNet and SEResNet, fused and not.
 
-    found = dict(
-        plain=lambda: ResNet(depth, norm_eval=False),
-        fused=lambda: SEResNet(depth, norm_eval=False),
-        unfused=lambda: SEResNet(depth, norm_eval=False, fused_se=False),
+    All networks of this program return one map, the last: compiled, a map that the loss does not use
+    costs a gradient of zeros.
+    """
+    from mmdet.models import ResNet
+
+    options = dict(depth=depth, norm_eval=False, out_indices=(3,))
+    return dict(
+        plain=partial(ResNet, **options),
+        fused=partial(SEResNet, **options),
+        unfused=partial(SEResNet, **options, fused_se=False),
     )
-    found['mmpretrain plain'] = lambda: MMPretrainResNet(depth, out_indices=(0, 1, 2, 3))
-    if depth in MMPretrainSEResNet.arch_settings and depth >= 50:
-        found['mmpretrain SE'] = lambda: MMPretrainSEResNet(depth, out_indices=(0, 1, 2, 3))
+
+
+def networks_elsewhere(depth):
+    """Functions that build the plain and SE networks of mmpretrain and timm that have this depth."""
+    try:
+        import timm
+        from mmpretrain.models import ResNet, SEResNet
+    except ImportError as error:
+        raise InputError(f"the part 'variants' needs mmpretrain and timm: {error}") from error
+
+    found = {'mmpretrain plain': partial(ResNet, depth, out_indices=(3,))}
+    if depth in SEResNet.arch_settings and depth >= 50:
+        found['mmpretrain SE'] = partial(SEResNet, depth, out_indices=(3,))
     for name, model in (('timm plain', f'resnet{depth}'), ('timm SE', f'seresnet{depth}')):
         if timm.is_model(model):
             found[name] = partial(timm.create_model, model, num_classes=0, global_pool='')
     return found
 
 
-class Measurement:
-    """A network with an input: one call is a training step or an inference."""
+def network_measurement(model, images, setting):
+    """The training step or inference of a backbone; the loss is the mean square of its map."""
+    model.train(setting.mode == 'train')
+    run = torch.compile(model) if setting.compiled else model
 
-    def __init__(self, model, x, train, compiled, precision):
-        model.train(train)
-        self.model, self.x, self.train, self.precision = model, x, train, precision
-        self.run = torch.compile(model) if compiled else model
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.SGD(parameters, lr=1e-4, momentum=0.9) if train else None
+    def forward():
+        with torch.autocast('cuda', torch.bfloat16) if setting.dtype == 'bfloat16' else nullcontext():
+            out = run(images)
+            (out,) = out if isinstance(out, tuple | list) else (out,)
+            return out.float().square().mean() if model.training else out
 
-    def forward(self):
-        """A loss, or in inference the outputs."""
-        with torch.autocast('cuda', torch.bfloat16) if self.precision == 'bfloat16' else nullcontext():
-            out = self.run(self.x)
-            out = out[-1] if isinstance(out, tuple | list) else out
-            return out.float().square().mean() if self.train else out
-
-    def __call__(self):
-        times = [clock(self.x.device)]
-        with torch.set_grad_enabled(self.train):
-            loss = self.forward()
-        times.append(clock(self.x.device))
-        if self.train:
-            loss.backward()
-            times.append(clock(self.x.device))
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-        end = clock(self.x.device)
-        seconds = dict(zip(QUANTITIES, (b - a for a, b in zip(times, times[1:]))))
-        return dict(seconds, step=end - times[0])
-
-    def memory(self):
-        """Bytes kept for backward, and on a GPU the peak of a step above what stood before."""
-        result = dict(kept_bytes=kept_bytes(self.model, self.forward)) if self.train else {}
-        if self.x.device.type == 'cuda':
-            self()
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()  # of all variants
-            self()
-            result['peak_bytes'] = torch.cuda.max_memory_allocated() - before
-        return result
+    return Measurement(model, forward, images.device)
 
 
-class DetectorMeasurement(Measurement):
-    """Faster R-CNN with one image of 800x1333 and ten objects."""
+def detector_measurement(model, device):
+    """The training step of a Faster R-CNN with one image of 800x1333 and ten objects."""
+    from mmdet.structures import DetDataSample
+    from mmengine.structures import InstanceData
 
-    def __init__(self, model, device):
-        from mmdet.structures import DetDataSample
-        from mmengine.structures import InstanceData
+    image = torch.rand(1, 3, 800, 1344).to(device)
+    corners = torch.rand(10, 2) * torch.tensor([900.0, 500.0])
+    shapes = dict(img_shape=(800, 1333), pad_shape=(800, 1344), batch_input_shape=(800, 1344))
+    sample = DetDataSample(metainfo=dict(shapes, ori_shape=(800, 1333), scale_factor=(1.0, 1.0)))
+    sample.gt_instances = InstanceData(bboxes=torch.cat([corners, corners + 250], 1), labels=torch.arange(10))
+    samples = [sample.to(device)]
 
-        super().__init__(model, torch.rand(1, 3, 800, 1344).to(device), True, False, 'float32')
-        corners = torch.rand(10, 2) * torch.tensor([900.0, 500.0])
-        instances = InstanceData(bboxes=torch.cat([corners, corners + 250], 1), labels=torch.arange(10))
-        shape = dict(img_shape=(800, 1333), pad_shape=(800, 1344), batch_input_shape=(800, 1344))
-        sample = DetDataSample(metainfo=dict(shape, ori_shape=(800, 1333), scale_factor=(1.0, 1.0)))
-        sample.gt_instances = instances
-        self.samples = [sample.to(device)]
+    def forward():
+        torch.manual_seed(0)  # every step samples the same proposals
+        return model.parse_losses(model.loss(image, samples))[0]
 
-    def forward(self):
-        torch.manual_seed(0)  # the same proposals are sampled in every step
-        return self.model.parse_losses(self.model.loss(self.x, self.samples))[0]
+    model.train()
+    return Measurement(model, forward, device)
 
 
-class Report:
-    """Rows in a CSV file, with the machine they were measured on."""
+class Benchmark:
+    """The parts, and what they share: options, device, file and progress bar."""
 
-    def __init__(self, path, device, repeats, progress):
-        self.path, self.device, self.repeats, self.progress = path, device, repeats, progress
+    def __init__(self, args, device, write_cost, progress):
+        self.args, self.device, self.write_cost, self.progress = args, device, write_cost, progress
+        gpu = device.type == 'cuda'
+        self.format = (
+            dict(dtype='bfloat16', layout='channels_last') if gpu else dict(dtype='float32', layout='contiguous')
+        )
         self.machine = dict(
-            device=torch.cuda.get_device_name() if device.type == 'cuda' else processor(),
+            device=torch.cuda.get_device_name() if gpu else processor(),
             threads=torch.get_num_threads(),
             allocator='keeps freed memory' if keep_freed_memory(False) else 'default',
             versions=' '.join(f'{name}={version}' for name, version in installed_versions().items()),
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = path.with_name(f'.{path.name}').open('w', newline='')
-        self.writer = csv.DictWriter(self.file, COLUMNS, restval='')
-        self.writer.writeheader()
 
-    def write(self, row):
-        self.writer.writerow(dict(row, **self.machine))
-        self.file.flush()
+    def write(self, setting, variant, **values):
+        self.write_cost(Cost(**asdict(setting), variant=variant, **values, **self.machine))
 
-    def close(self):
-        self.file.close()
-        os.replace(self.file.name, self.path)
-
-    def measure(self, keys, measurements, warmup=2, repeats=None):
-        """Measure variants in turn; the first is what the others are compared with."""
-        repeats = repeats or self.repeats
-        task = self.progress.add_task(' '.join(str(v) for v in keys.values() if v), total=None)
-        memory = {name: m.memory() for name, m in measurements.items()}  # compiles, too
-        keep_freed_memory(True)
+    def compare(self, setting, measurements, warmup=2, repeats=None):
+        """Measure networks in turn, the plain one first, and write what each costs."""
+        repeats = repeats or self.args.repeats
+        task = self.progress.add_task(' '.join(str(value) for value in asdict(setting).values() if value), total=None)
         self.progress.update(task, total=len(measurements) * (repeats + warmup))
-        rounds = interleave(measurements, repeats, warmup, partial(self.progress.advance, task))
-        base = next(iter(measurements))
-        for name, seconds in rounds.items():
-            row = dict(keys, variant=name, **memory[name])
-            for key in ('kept', 'peak'):
-                if f'{key}_bytes' in row:
-                    row[f'{key}_ratio'] = round(row[f'{key}_bytes'] / memory[base][f'{key}_bytes'], 4)
-            for quantity in seconds[0]:
-                times = quantiles([1e3 * s[quantity] for s in seconds])
-                ratios = quantiles([s[quantity] / b[quantity] for s, b in zip(seconds, rounds[base])])
-                for p, time, ratio in zip((20, 50, 80), times, ratios):
-                    row[f'{quantity}_ms_p{p}'], row[f'{quantity}_ratio_p{p}'] = round(time, 3), round(ratio, 4)
-            self.write(row)
-        keep_freed_memory(False)
+        advance = partial(self.progress.advance, task)
+        for name, values in compare(measurements, repeats=repeats, warmup=warmup, progress=advance).items():
+            self.write(setting, name, **values)
         self.progress.remove_task(task)
 
+    def measurements(self, setting, networks):
+        layout = getattr(torch, 'channels_last' if setting.layout == 'channels_last' else 'contiguous_format')
+        images = torch.rand(setting.batch, 3, setting.height, setting.width).to(self.device, memory_format=layout)
+        built = {name: build().to(self.device, memory_format=layout) for name, build in networks.items()}
+        return {name: network_measurement(model, images, setting) for name, model in built.items()}
 
-def keep_freed_memory(keep):
-    """Whether glibc keeps freed memory instead of giving it back to the system and asking for it again in every step,
-    which costs a fifth of a training step, more or less at random, and would hide differences between networks. Not
-    while compiling, whose many small objects would leave no large piece of kept memory whole.
+    def run_networks(self, part, networks, compiled):
+        args = self.args
+        inference = args.batch_size if self.device.type == 'cuda' else 1
+        for mode, batch in (('train', args.batch_size), ('inference', inference)):
+            setting = Setting(
+                part=part, mode=mode, batch=batch, height=args.size, width=args.size, depth=args.depth,
+                compiled=compiled, **self.format,
+            )  # fmt: skip
+            torch.compiler.reset()
+            self.compare(setting, self.measurements(setting, networks))
 
-    Returns:
-        False where the C library has no such setting.
-    """
-    trim_threshold, mmap_max = -1, -4
-    try:
-        libc = ctypes.CDLL('libc.so.6')
-        if keep:
-            return bool(libc.mallopt(mmap_max, 0) and libc.mallopt(trim_threshold, -1))
-        libc.malloc_trim(0)
-        return bool(libc.mallopt(mmap_max, 65536) and libc.mallopt(trim_threshold, 128 * 1024))
-    except OSError:
-        return False
+    def run_growth(self):
+        """Batch 1 to 256 at 224, input 112 to 800x1333 with one image, depth 18 to 152, as far as memory goes."""
+        size, depth, batch = self.args.size, self.args.depth, self.args.batch_size
+        batches = [(n, size, size, depth) for n in (1, 2, 4, 8, 16, 32, 64, 128, 256)]
+        sizes = [(1, h, w, depth) for h, w in ((112, 112), (224, 224), (448, 448), (640, 640), (800, 1333))]
+        depths = [(batch, size, size, d) for d in (18, 34, 50, 101, 152)]
+        memory = torch.cuda.mem_get_info()[0] if self.device.type == 'cuda' else psutil.virtual_memory().available
+        stored_per_pixel = None
+        for point in dict.fromkeys(batches + sizes + depths):
+            setting = Setting(
+                part='growth', mode='train', **dict(zip(('batch', 'height', 'width', 'depth'), point)), **self.format
+            )
+            pixels, deeper = setting.batch * setting.height * setting.width, max(1, setting.depth / depth)
+            if stored_per_pixel and 2 * pixels * stored_per_pixel * deeper > memory:
+                self.write(setting, 'plain', remark='not measured: out of memory')
+                continue
+            measurements = self.measurements(setting, networks_here(setting.depth))
+            if stored_per_pixel is None:
+                stored_per_pixel = measurements['unfused'].memory()['stored_bytes'] / pixels
+            quicker = batch * size**2 / pixels / deeper
+            self.compare(setting, measurements, warmup=1, repeats=max(3, int(self.args.repeats * min(3, quicker))))
+
+    def run_detector(self):
+        measurements = {}
+        for name, config, options in (
+            ('plain', 'faster_rcnn_r50_coco.py', {}),
+            ('fused', 'faster_rcnn_se_r50_coco.py', {}),
+            ('unfused', 'faster_rcnn_se_r50_coco.py', {'model.backbone.fused_se': False}),
+        ):
+            cfg = load_config(CONFIGS / config, options)
+            cfg.model.backbone.init_cfg = None
+            torch.manual_seed(0)
+            measurements[name] = detector_measurement(build_model(cfg).to(self.device), self.device)
+        setting = Setting(
+            part='detector', mode='train', batch=1, height=800, width=1333, depth=50,
+            dtype='float32', layout='contiguous',
+        )  # fmt: skip
+        self.compare(setting, measurements)
+
+    def run_tail(self):
+        """Bytes a second that the passes of the tail alone read and write, against a copy on the GPU."""
+        n, h = self.args.batch_size, self.args.size // 4
+        x, identity, grad = (
+            torch.randn(n, 256, h, h, device=self.device, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+            for _ in range(3)
+        )
+        norm = nn.BatchNorm2d(256).to(self.device)
+        inputs = x.clone().requires_grad_(), identity.clone().requires_grad_()
+
+        def run_tail_once():
+            torch.autograd.grad(se_tail(*inputs, norm, torch.sigmoid), (*inputs, *norm.parameters()), grad)
+
+        # forward reads x twice and identity and writes out; backward reads grad, out, x, g, x and writes g, dx
+        tasks = dict(copy=(2, x.clone), tail=(11, run_tail_once))
+
+        def run_ten_times(task):
+            start = clock(self.device)
+            for _ in range(10):
+                task()
+            return dict(step=(clock(self.device) - start) / 10)
+
+        steps = {name: partial(run_ten_times, task) for name, (_, task) in tasks.items()}
+        rounds = interleave(steps, repeats=self.args.repeats, warmup=3)
+        speed, copy = (
+            tasks[name][0] * x.nbytes / quantiles([seconds['step'] for seconds in rounds[name]]).p50 / 1e9
+            for name in ('tail', 'copy')
+        )
+        setting = Setting(
+            part='tail', mode='train', batch=n, height=h, width=h, depth=self.args.depth, **self.format
+        )  # fmt: skip
+        self.write(setting, 'fused', gbytes_per_s=round(speed, 1), bandwidth_ratio=round(speed / copy, 3))
 
 
 def processor():
@@ -229,173 +256,46 @@ def processor():
     return names[0].strip() if names else platform.processor()
 
 
-def setting(part, device, mode, batch, height, width, depth, compiled=False):
-    gpu = device.type == 'cuda'
-    return dict(
-        part=part, compiled=compiled, mode=mode, batch=batch, height=height, width=width, depth=depth,
-        dtype='bfloat16' if gpu else 'float32', layout='channels_last' if gpu else 'contiguous',
-    )  # fmt: skip
-
-
-def measurements_of(keys, names, device):
-    layout = getattr(torch, 'channels_last' if keys['layout'] == 'channels_last' else 'contiguous_format')
-    x = torch.rand(keys['batch'], 3, keys['height'], keys['width']).to(device, memory_format=layout)
-    built = {name: make() for name, make in backbones(keys['depth']).items() if name in names or not names}
-    options = keys['mode'] == 'train', keys['compiled'], keys['dtype']
-    return {name: Measurement(model.to(device, memory_format=layout), x, *options) for name, model in built.items()}
-
-
-def run_networks(report, args, device, part, names=(), compiled=(False,)):
-    inference = args.batch_size if device.type == 'cuda' else 1
-    for compile_it in compiled:
-        for mode, batch in (('train', args.batch_size), ('inference', inference)):
-            keys = setting(part, device, mode, batch, args.size, args.size, args.depth, compile_it)
-            torch.compiler.reset()
-            report.measure(keys, measurements_of(keys, names, device))
-
-
-def run_growth(report, args, device):
-    """Batch 1 to 256 at 224, input 112 to 800x1333 with one image, depth 18 to 152, as far as memory goes."""
-    batches = [(n, args.size, args.size, args.depth) for n in (1, 2, 4, 8, 16, 32, 64, 128, 256)]
-    sizes = [(1, h, w, args.depth) for h, w in ((112, 112), (224, 224), (448, 448), (640, 640), (800, 1333))]
-    depths = [(args.batch_size, args.size, args.size, depth) for depth in (18, 34, 50, 101, 152)]
-    if device.type == 'cuda':
-        memory = torch.cuda.mem_get_info()[0]
-    else:
-        memory = os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    per_pixel = None  # bytes kept for backward
-    for point in dict.fromkeys(batches + sizes + depths):
-        keys = setting('growth', device, 'train', *point)
-        pixels = point[0] * point[1] * point[2]
-        deeper = max(1, point[3] / args.depth)
-        if per_pixel and 2 * pixels * per_pixel * deeper > memory:
-            report.write(dict(keys, variant='plain', remark='not measured: out of memory'))
-            continue
-        measurements = measurements_of(keys, ('plain', 'fused', 'unfused'), device)
-        if per_pixel is None:
-            per_pixel = measurements['unfused'].memory()['kept_bytes'] / pixels
-        usual = args.batch_size * args.size**2
-        report.measure(
-            keys, measurements, warmup=1, repeats=max(3, int(args.repeats * min(3, usual / pixels / deeper)))
-        )
-
-
-def run_detector(report, device):
-    measurements = {}
-    for name, config, options in (
-        ('plain', 'faster_rcnn_r50_coco.py', {}),
-        ('fused', 'faster_rcnn_se_r50_coco.py', {}),
-        ('unfused', 'faster_rcnn_se_r50_coco.py', {'model.backbone.fused_se': False}),
-    ):
-        cfg = load_config(CONFIGS / config, options)
-        cfg.model.backbone.init_cfg = None
-        torch.manual_seed(0)
-        measurements[name] = DetectorMeasurement(build_model(cfg).to(device), device)
-    keys = dict(setting('detector', device, 'train', 1, 800, 1333, 50), dtype='float32', layout='contiguous')
-    report.measure(keys, measurements)
-
-
-def run_tail(report, args, device):
-    """Bytes a second of the tail alone, read and written by its passes, against a copy on the GPU."""
-    shape = (args.batch_size, 256, args.size // 4, args.size // 4)
-    x, identity, grad = (
-        torch.randn(shape, device=device, dtype=torch.bfloat16).to(memory_format=torch.channels_last) for _ in range(3)
-    )
-    norm = nn.BatchNorm2d(256).to(device)
-    inputs = x.clone().requires_grad_(), identity.clone().requires_grad_()
-
-    def run_tail_once():
-        torch.autograd.grad(se_tail(*inputs, norm, torch.sigmoid), (*inputs, *norm.parameters()), grad)
-
-    # forward reads x twice and identity and writes out; backward reads grad, out, x, g, x and writes g, dx
-    tasks = dict(copy=(2, x.clone), tail=(11, run_tail_once))
-
-    def run_ten_times(task):
-        start = clock(device)
-        for _ in range(10):
-            task()
-        return dict(step=(clock(device) - start) / 10)
-
-    steps = {name: partial(run_ten_times, task) for name, (_, task) in tasks.items()}
-    rounds = interleave(steps, args.repeats, 3, lambda: None)
-    speed, copy = (
-        tasks[name][0] * x.nbytes / quantiles([r['step'] for r in rounds[name]])[1] / 1e9 for name in ('tail', 'copy')
-    )
-    keys = setting('tail', device, 'train', *shape[:1], *shape[2:], args.depth)
-    report.write(dict(keys, variant='fused', gbytes_per_s=round(speed, 1), bandwidth_ratio=round(speed / copy, 3)))
-
-
-def show(rows, console):
-    """Tables of the targets and of everything measured."""
-    gpu = bool(rows) and 'bfloat16' in {row['dtype'] for row in rows}
-    table = Table('figure', 'others', 'to reach', 'measured', 'p20 to p80', '', title='SE against the plain network')
-    for figure, part, mode, on_gpu, compiled, column, limit, others in TARGETS:
-        found = [
-            r
-            for r in rows
-            if (r['part'], r['variant'], r['mode'], r['compiled']) == (part, 'fused', mode, str(compiled))
-        ]
-        found = [r for r in found if on_gpu is None or on_gpu == gpu or column == 'kept_ratio']
-        value = number(found[0], column) if found else None
-        spread = ''
-        if value is not None and column.endswith('p50'):
-            spread = ' to '.join(f'{number(found[0], column.replace("p50", p)):.3f}' for p in ('p20', 'p80'))
-        reached = value is not None and (value >= limit if column == 'bandwidth_ratio' else value <= limit)
-        sign = 'at least' if column == 'bandwidth_ratio' else 'at most'
-        shown = 'not measured' if value is None else f'{value:.3f}'
-        verdict = '' if value is None else 'reached' if reached else 'missed'
-        table.add_row(figure, others, f'{sign} {limit:.2f}', shown, spread, verdict)
-    console.print(table)
-    table = Table(
-        'part', 'variant', 'mode', 'batch', 'input', 'depth', 'step, ms', 'forward', 'backward', 'step', 'kept'
-    )
-    for row in rows:
-        ratios = [number(row, f'{q}_ratio_p50') for q in QUANTITIES] + [number(row, 'kept_ratio')]
-        time = ' / '.join(row[f'step_ms_p{p}'] for p in (20, 50, 80)) if row['step_ms_p50'] else row['remark']
-        cells = [f'{ratio:.3f}' if ratio else '' for ratio in ratios]
-        network = row['part'], name_of(row), row['mode'], row['batch'], f'{row["height"]}x{row["width"]}', row['depth']
-        table.add_row(*network, time, *cells)
-    console.print(table)
+def measure(args, path):
+    """Run the parts that were asked for and write the file."""
+    gpu = torch.cuda.is_available()
+    args.batch_size = args.batch_size or (128 if gpu else 8)
+    columns = TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True)) as progress, cost_writer(path) as write:
+        benchmark = Benchmark(args, torch.device('cuda' if gpu else 'cpu'), write, progress)
+        here = networks_here(args.depth)
+        elsewhere = networks_elsewhere(args.depth) if 'variants' in args.parts else {}
+        if 'target' in args.parts:
+            pair = {name: here[name] for name in ('plain', 'fused')}
+            for compiled in (False, True) if gpu else (False,):
+                benchmark.run_networks('target', pair, compiled)
+            if gpu:
+                benchmark.run_tail()
+        if 'detector' in args.parts:
+            benchmark.run_detector()
+        if 'variants' in args.parts:
+            for compiled in (False, True) if args.compile else (False,):
+                benchmark.run_networks('variants', here | elsewhere, compiled)
+        if 'growth' in args.parts:
+            benchmark.run_growth()
 
 
 def main():
     args = parse_args()
     out = Path(args.plot).with_suffix('') if args.plot else Path(args.out)
     path = out.with_name(f'{out.name}.csv')
-    console = Console(width=150)
     if not args.plot:
-        device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-        args.batch_size = args.batch_size or (128 if device.type == 'cuda' else 8)
-        progress = Progress(
-            TextColumn('{task.description}'),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
-        report = Report(path, device, args.repeats, progress)
-        with progress:
-            if 'target' in args.parts:
-                gpu = device.type == 'cuda'
-                run_networks(report, args, device, 'target', ('plain', 'fused'), (False, True) if gpu else (False,))
-                if gpu:
-                    run_tail(report, args, device)
-            if 'detector' in args.parts:
-                run_detector(report, device)
-            if 'variants' in args.parts:
-                run_networks(report, args, device, 'variants', (), (False, True) if args.compile else (False,))
-            if 'growth' in args.parts:
-                run_growth(report, args, device)
-        report.close()
-    if not path.is_file():
-        raise InputError(f'{path} not found: give the CSV file that a run of this program wrote')
-    with path.open(newline='') as file:
-        rows = list(csv.DictReader(file))
-    if not rows or not set(COLUMNS) <= set(rows[0]):
-        raise InputError(f'{path} is not a CSV file of this program: its columns differ or it is empty')
-    show(rows, console)
-    draw_costs(rows, out.with_name(f'{out.name}.png'))
-    console.print(f'{path}, {out.name}.png')
+        measure(args, path)
+    costs = read_costs(path)
+    console = Console(width=150)
+    console.print(target_table(costs))
+    console.print(cost_table(costs))
+    written = [path]
+    for draw, name in ((draw_overview, f'{out.name}.png'), (draw_details, f'{out.name}_details.png')):
+        if (figure := draw(costs)) is not None:
+            written.append(out.with_name(name))
+            save_figure(figure, written[-1])
+    console.print(', '.join(map(str, written)))
 
 
 if __name__ == '__main__':

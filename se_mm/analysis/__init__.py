@@ -3,9 +3,30 @@
 from se_mm.utils.moved import moved_names
 
 from .complexity import complexity, input_size
-from .cost import clock, interleave, kept_bytes, quantiles
-from .plot import draw_costs
+from .cost import Measurement, Quantiles, clock, compare, interleave, keep_freed_memory, quantiles, stored_bytes
+from .cost_file import Cost, Setting, cost_writer, read_costs
+from .figures import draw_details, draw_overview, save_figure
 
-__all__ = ['clock', 'complexity', 'draw_costs', 'input_size', 'interleave', 'kept_bytes', 'quantiles']
+__all__ = [
+    'Cost',
+    'Measurement',
+    'Quantiles',
+    'Setting',
+    'clock',
+    'compare',
+    'complexity',
+    'cost_writer',
+    'draw_details',
+    'draw_overview',
+    'input_size',
+    'interleave',
+    'keep_freed_memory',
+    'quantiles',
+    'read_costs',
+    'save_figure',
+    'stored_bytes',
+]
 
-__getattr__ = moved_names(__name__, dict(test_shape='se_mm.analysis.input_size'))
+__getattr__ = moved_names(
+    __name__, dict(test_shape='se_mm.analysis.input_size', kept_bytes='se_mm.analysis.stored_bytes')
+)

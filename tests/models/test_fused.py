@@ -16,7 +16,7 @@ from mmpretrain.models import SEResNet as MMPretrainSEResNet
 from torch import nn
 from torch.nn import functional as F
 
-from se_mm.analysis import kept_bytes
+from se_mm.analysis import stored_bytes
 from se_mm.models import SEResNet, SEResNeXt
 from se_mm.utils.config import build_model, load_config
 
@@ -196,7 +196,7 @@ def test_training_keeps_no_more_than_without_se(norm_eval):
     kept = {}
     for name, model in models.items():
         model.train()
-        kept[name] = kept_bytes(model, lambda model=model: model(x))
+        kept[name] = stored_bytes(model, lambda model=model: model(x))
     assert kept['fused'] <= 1.01 * kept['plain']
     assert kept['unfused'] > 1.2 * kept['plain'] and kept['mmpretrain'] > 1.2 * kept['plain']
 

@@ -1,7 +1,13 @@
 import csv
+import re
+import runpy
 import sys
 
-from conftest import TOOLS
+import torch
+from conftest import ROOT, TOOLS
+
+from se_mm.analysis import read_costs
+from se_mm.analysis.figures import LABELS
 
 
 def test_targets_and_variants(run, tmp_path):
@@ -24,15 +30,70 @@ def test_targets_and_variants(run, tmp_path):
         if mode == 'train':
             forward, backward = float(row['forward_ms_p20']), float(row['backward_ms_p20'])
             assert forward + backward < float(row['step_ms_p80'])
-            assert int(row['kept_bytes']) > 0
-    kept = {name: float(rows['variants', name, 'train']['kept_ratio']) for name in names}
-    assert kept['plain'] == 1 and kept['fused'] <= kept['unfused'] and kept['unfused'] > 1.1
-    assert (tmp_path / 'results' / 'small.png').read_bytes().startswith(b'\x89PNG')
-    assert sorted(path.name for path in (tmp_path / 'results').iterdir()) == ['small.csv', 'small.png']
+            assert int(row['stored_bytes']) > 0
+    stored = {name: float(rows['variants', name, 'train']['stored_ratio']) for name in names}
+    assert stored['plain'] == 1 and stored['fused'] <= stored['unfused'] and stored['unfused'] > 1.1
+    names = ['small.csv', 'small.png', 'small_details.png']
+    assert sorted(path.name for path in (tmp_path / 'results').iterdir()) == names
+    assert all((tmp_path / 'results' / name).read_bytes().startswith(b'\x89PNG') for name in names[1:])
+
+
+def test_all_networks_return_one_map():
+    tool = runpy.run_path(str(TOOLS / 'benchmark.py'))
+    networks = tool['networks_here'](50) | tool['networks_elsewhere'](50)
+    assert set(networks) == {'plain', 'fused', 'unfused', *LABELS}
+    for name, build in networks.items():
+        out = build()(torch.zeros(2, 3, 64, 64))
+        maps = out if isinstance(out, tuple | list) else [out]
+        assert [tuple(m.shape) for m in maps] == [(2, 2048, 2, 2)], name
+
+
+def test_committed_numbers_are_shown(run, tmp_path):
+    (tmp_path / 'costs.csv').write_bytes((ROOT / 'docs' / 'benchmark_cpu.csv').read_bytes())
+    code, output = run(sys.executable, TOOLS / 'benchmark.py', '--plot', 'costs.csv', COLUMNS=160)
+    assert code == 0 and re.search(r'stored activations .* 1\.004 .* reached', output)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['costs.csv', 'costs.png', 'costs_details.png']
+
+
+def test_pages_quote_the_committed_numbers():
+    costs = read_costs(ROOT / 'docs' / 'benchmark_cpu.csv')
+    columns = {
+        'stored activations': ('variants', 'train', False, 'stored_ratio'),
+        'training step': ('variants', 'train', False, 'step_ratio'),
+        'inference': ('variants', 'inference', False, 'step_ratio'),
+        'Faster R-CNN: stored activations': ('detector', 'train', False, 'stored_ratio'),
+        'Faster R-CNN: training step': ('detector', 'train', False, 'step_ratio'),
+        'compiled: stored activations': ('variants', 'train', True, 'stored_ratio'),
+        'compiled: training step': ('variants', 'train', True, 'step_ratio'),
+        'compiled: inference': ('variants', 'inference', True, 'step_ratio'),
+    }
+    tables = {}
+    for path in (ROOT / 'README.md', ROOT / 'docs' / 'cost.md'):
+        for table in re.findall(r'^\| plain network of mmdet = 1 \|.*\n(?:\|.*\n)+', path.read_text(), re.MULTILINE):
+            header, _, *lines = ([cell.strip() for cell in line.split('|')[1:-1]] for line in table.splitlines())
+            tables[path.name] = {
+                (name, title): cell for name, *cells in lines for title, cell in zip(header[1:], cells)
+            }
+    assert 'cost.md' in tables
+    for page, cells in tables.items():
+        for (label, title), cell in cells.items():
+            *setting, field = columns[title]
+            found = [
+                getattr(cost, field)
+                for cost in costs
+                if [cost.part, cost.mode, cost.compiled] == setting
+                and (LABELS.get(cost.variant), cost.remark) == (label.replace('`', ''), '')
+            ]
+            expected = ''
+            if found and field == 'stored_ratio':
+                expected = f'{found[0]:.3f}'
+            elif found:
+                expected = '{1:.2f} ({0:.2f} to {2:.2f})'.format(*found[0])
+            assert cell == expected, (page, label, title)
 
 
 def test_mistakes_are_named(run, tmp_path):
     (tmp_path / 'other.csv').write_text('a,b\n1,2\n')
-    for name, words in (('other.csv', 'is not a CSV file of this program'), ('missing.csv', 'missing.csv not found')):
+    for name, words in (('other.csv', 'is not a CSV file of'), ('missing.csv', 'missing.csv not found')):
         code, output = run(sys.executable, TOOLS / 'benchmark.py', '--plot', name)
         assert code != 0 and words in output and 'Traceback' not in output
