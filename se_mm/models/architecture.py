@@ -123,7 +123,7 @@ def constructor_arguments(arguments: dict) -> dict:
         with_se=(defaults['with_se'],) * stages,
         se_cfg=defaults['se_cfg'] or {},
     )
-    given = {key: value for key, value in arguments.items() if key in defaults and key != 'depth'}
+    given = {key: arguments[key] for key in defaults if key in arguments and key != 'depth'}
     chosen = {key: value for key, value in given.items() if value != defaults[key]}
     if not any(arguments['with_se']):
         chosen.pop('with_se', None)
