@@ -1,16 +1,20 @@
+import json
 import re
+import shutil
+import sys
 
 import pytest
 import yaml
-from conftest import CONFIGS, config_files
+from conftest import CONFIGS, ROOT, TOOLS, config_files
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from modelindex.load_model_index import load as load_model_index
 
 from se_mm.models import SELayer
+from se_mm.utils.config import plain_twin
 
-README = (CONFIGS / 'README.md').read_text()
-PAPER = yaml.safe_load((CONFIGS / 'paper.yml').read_text())
+RESULTS = yaml.safe_load((CONFIGS / 'results.yml').read_text())
+SE_CONFIGS = [path for path in config_files() if plain_twin(path) != path]
 
 
 def flatten(value, path=''):
@@ -25,31 +29,47 @@ def test_builds_from_any_folder(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cfg = Config.fromfile(path)
     init_default_scope(cfg.default_scope)
-    backbone = MODELS.build(cfg.model).backbone
+    model = MODELS.build(cfg.model)
+    backbone = model.backbone
     has_se = any(isinstance(module, SELayer) for module in backbone.modules())
-    assert has_se == ('se' in path.stem and path.stem != 'r50_no_se')
+    assert has_se == (path in SE_CONFIGS)
     assert cfg.auto_scale_lr.base_batch_size > 0
     # frozen batch norms need trained statistics
     if getattr(backbone, 'norm_eval', False) or getattr(backbone, 'frozen_stages', -1) >= 0:
         assert cfg.model.backbone.init_cfg.type == 'Pretrained'
-
-
-def twin_of(path):
-    if path.parent.name == 'ablation':
-        return path.with_name('r50_no_se.py')
-    if path.stem.startswith('senet154'):
-        return path.with_name(path.name.removeprefix('se'))
-    return path.with_name(re.sub('se_((slow|squeeze|excite|bump)_)*', '', path.name, count=1))
+    assert RESULTS['counted'][path.stem]['params'] == sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize(
-    'path', [p for p in config_files() if re.search('se_|senet', p.stem)], ids=lambda path: path.stem
+    ('name', 'plain'),
+    [
+        ('faster_rcnn_se_r50_coco_1x.py', 'faster_rcnn_r50_coco_1x.py'),
+        ('se_net154_320_imagenet.py', 'net154_320_imagenet.py'),
+        ('se-slow-squeeze_r18_svhn.py', 'r18_svhn.py'),
+        ('se-3x3_r50_ablation.py', 'r50_ablation.py'),
+        ('senet_reuse_base_r50_coco.py', 'senet_reuse_base_r50_coco.py'),
+    ],
 )
+def test_names_of_plain_twins(name, plain):
+    assert plain_twin(CONFIGS / 'folder' / name) == CONFIGS / 'folder' / plain
+    assert plain_twin(CONFIGS / plain) == CONFIGS / plain
+
+
+@pytest.mark.parametrize('path', SE_CONFIGS, ids=lambda path: path.stem)
 def test_twin_differs_in_the_backbone_alone(path):
-    twin = twin_of(path)
-    se, plain = (flatten(Config.fromfile(p).to_dict()) for p in (path, twin))
+    se, plain = (flatten(Config.fromfile(p).to_dict()) for p in (path, plain_twin(path)))
     different = {key for key in se.keys() | plain.keys() if se.get(key) != plain.get(key)}
     assert different and all(key.startswith('.model.backbone.') for key in different)
+
+
+def test_every_plain_config_is_a_twin():
+    assert {plain_twin(path) for path in SE_CONFIGS} == set(config_files()) - set(SE_CONFIGS)
+
+
+def test_headline_configs_alone_are_at_the_top():
+    assert len({path.name for path in config_files()}) == len(config_files())
+    headlines = {path for path in config_files() if path.stem.endswith(('_coco', '_places365'))}
+    assert headlines == {path for path in config_files() if path.parent == CONFIGS}
 
 
 def test_schedules():
@@ -59,51 +79,107 @@ def test_schedules():
     )
     assert (two.train_cfg.max_epochs, two.param_scheduler[1].milestones) == (24, [16, 22])
     assert (one.train_cfg.max_epochs, one.param_scheduler[1].milestones) == (12, [8, 11])
-    imagenet = Config.fromfile(CONFIGS / 'se_r50_imagenet.py')
+    imagenet = Config.fromfile(CONFIGS / 'imagenet' / 'se_r50_imagenet.py')
     assert imagenet.optim_wrapper.optimizer.lr == 0.6 and imagenet.auto_scale_lr.base_batch_size == 1024
     assert imagenet.param_scheduler.milestones == [30, 60, 90] and imagenet.train_cfg.max_epochs == 100
 
 
-def test_readme_lists_every_config_and_links_exist():
+def test_readme_lists_every_config():
+    text = (CONFIGS / 'README.md').read_text()
     for path in config_files():
-        assert f'({path.relative_to(CONFIGS)})' in README, path
-    for target in re.findall(r'\]\(([^)#:]+)\)', README):
-        assert (CONFIGS / target).exists(), target
+        assert text.count(f'\n| [{path.stem}]({path.relative_to(CONFIGS)}) |') == 1, path
 
 
-def test_papers_numbers_in_the_readme_are_those_compared_with():
-    for name, numbers in PAPER.items():
-        (row,) = re.findall(rf'^\| \[{name}\].*$', README, re.M)
-        for key in ('AP', 'AP50', 'top1', 'top5', 'params', 'GFLOPs'):
-            if key in numbers:
-                cells = re.split(r'[ |,M]+', row)
-                assert {f'{numbers[key]:.{digits}f}' for digits in range(4)} & set(cells), (name, key)
+def test_results_name_configs_that_exist():
+    names = {path.stem for path in config_files()}
+    assert RESULTS['counted'].keys() == names
+    assert RESULTS['papers'].keys() <= names
+
+
+def test_papers_numbers_are_compared_with_this_projects_configs_only(run, tmp_path):
+    here, copied = CONFIGS / 'variations' / 'cnn_cifar10.py', tmp_path / 'cnn_cifar10.py'
+    copied.write_text(f'_base_ = {str(here)!r}\n')
+    (tmp_path / 'results.yml').write_text('a file of the user')
+    code, output = run(sys.executable, TOOLS / 'compare.py', here, copied, '--json', 'out.json')
+    assert code == 0, output
+    papers = [row['paper'] for row in json.loads((tmp_path / 'out.json').read_text())]
+    assert papers == [dict(top1=27.48, source='arXiv 2304.06502 table 1'), {}]
 
 
 def test_markdown_links_of_the_project_exist():
-    root = CONFIGS.parent
-    for page in [*root.glob('*.md'), *(root / 'docs').glob('*.md')]:
+    for page in [*ROOT.glob('*.md'), *(ROOT / 'docs').glob('*.md'), *CONFIGS.glob('*.md')]:
         for target in re.findall(r'\]\(([^)#:]+)[)#]', page.read_text()):
             assert (page.parent / target).exists(), f'{page}: {target}'
 
 
-def test_metafiles_list_every_config_as_it_is():
-    index = load_model_index(str(CONFIGS.parent / 'model-index.yml'))
+WRITE_RESULTS = ROOT / '.dev_scripts' / 'write_results.py'
+
+
+def test_tables_and_metafiles_are_up_to_date(run):
+    code, output = run(sys.executable, WRITE_RESULTS, '--check')
+    assert code == 0, f'{output}run python .dev_scripts/write_results.py'
+
+
+@pytest.fixture
+def small_project(tmp_path):
+    """A project with the configs of the quickstart only, before anything is written."""
+    configs, script = tmp_path / 'configs', tmp_path / '.dev_scripts' / WRITE_RESULTS.name
+    for folder in ('_base_', 'quickstart'):
+        shutil.copytree(CONFIGS / folder, configs / folder, ignore=shutil.ignore_patterns('metafile.yml'))
+    shutil.copy(CONFIGS / 'results.yml', configs)
+    (configs / 'README.md').write_text('Text.\n\n<!-- table: quickstart/*.py -->\n<!-- end -->\n')
+    script.parent.mkdir()
+    shutil.copy(WRITE_RESULTS, script)
+    return script, configs / 'results.yml'
+
+
+def test_a_changed_number_is_noticed_and_written(run, small_project):
+    script, results = small_project
+    code, output = run(sys.executable, script)
+    assert code == 0 and output.splitlines() == [
+        'configs/README.md written',
+        'model-index.yml written',
+        'configs/quickstart/metafile.yml written',
+    ]
+    numbers = yaml.safe_load(results.read_text())
+    numbers['papers']['se_r18_scenes'] = dict(top1='24.80', source='arXiv 1709.01507 v4 table 2')
+    numbers['counted']['se_r18_scenes']['params'] = 1230000
+    results.write_text(yaml.safe_dump(numbers))
+    code, output = run(sys.executable, script, '--check')
+    assert code == 1 and output.splitlines() == [
+        'configs/README.md is out of date',
+        'configs/quickstart/metafile.yml is out of date',
+    ]
+    assert run(sys.executable, script)[0] == 0 and run(sys.executable, script, '--check') == (0, '')
+    readme = (results.parent / 'README.md').read_text()
+    assert readme.startswith('Text.') and '| 1.23 | 0.089 | 24.80 | table 2 |' in readme
+    assert 'Parameters: 1230000' in (results.parent / 'quickstart' / 'metafile.yml').read_text()
+
+
+def test_a_new_config_is_counted(run, small_project):
+    script, results = small_project
+    by_hand = results.read_text().partition('\ncounted:')[0]
+    folder = results.parent / 'quickstart'
+    shutil.copy(folder / 'se_r18_scenes.py', folder / 'se-slow_r18_scenes.py')
+    code, output = run(sys.executable, script)
+    assert code == 1 and '--count se-slow_r18_scenes' in output
+    code, output = run(sys.executable, script, '--count', 'se-slow_r18_scenes')
+    assert code == 0, output
+    text = results.read_text()
+    counted = yaml.safe_load(text)['counted']
+    assert text.startswith(by_hand) and len(counted) == 5
+    assert counted['se-slow_r18_scenes'] == counted['se_r18_scenes'] == RESULTS['counted']['se_r18_scenes']
+
+
+def test_metafiles_list_every_config():
+    index = load_model_index(str(ROOT / 'model-index.yml'))
     index.build_models_with_collections()
     assert index.check(silent=True) == []
-    collections = {collection.name for collection in index.collections}
     models = {model.name: model for model in index.models}
     assert len(models) == len(index.models) and models.keys() == {path.stem for path in config_files()}
     for path in config_files():
-        model, cfg = models[path.stem], Config.fromfile(path)
-        assert CONFIGS.parent / model.config == path and model.in_collection in collections
-        assert (model.in_collection == 'Plain twins') == ('se' not in path.stem or path.stem == 'r50_no_se')
-        data = model.metadata.data
-        assert (data['Epochs'], data['Batch Size']) == (cfg.train_cfg.max_epochs, cfg.auto_scale_lr.base_batch_size)
-        counted = re.search(rf'\| \[{path.stem}\]\(.*', README)
-        if counted:
-            numbers = re.findall(r'\| (\d+\.\d+) (?=\|)', counted[0])
-            assert numbers[:2] == [
-                f'{data["Parameters"] / 1e6:.2f}',
-                f'{data["FLOPs"] / 1e9:.{len(numbers[1].partition(".")[2])}f}',
-            ]
+        model = models[path.stem]
+        assert ROOT / model.config == path
+        assert model.in_collection in {collection.name for collection in index.collections}
+        assert (model.in_collection == 'Plain twins') == (path not in SE_CONFIGS)
+        assert model.metadata.data['Parameters'] == RESULTS['counted'][path.stem]['params']

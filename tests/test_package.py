@@ -16,7 +16,7 @@ def test_installed_wheel_trains_and_tests_from_another_folder(run, scenes, tmp_p
     for path in ROOT.iterdir():
         if path.is_file():
             shutil.copy(path, source)
-        elif path.name in ('.ci', 'configs', 'docs', 'se_mm', 'tests', 'tools'):
+        elif path.name in ('.ci', '.dev_scripts', 'configs', 'docs', 'se_mm', 'tests', 'tools'):
             shutil.copytree(path, source / path.name, ignore=shutil.ignore_patterns('__pycache__', '.mim'))
     files = {str(p.relative_to(source)) for p in source.rglob('*') if p.is_file()}
     code, output = run(sys.executable, 'setup.py', '-q', 'sdist', '--dist-dir', tmp_path / 'dist', cwd=source)

@@ -19,6 +19,7 @@ from se_mm.engine import guard
 from se_mm.utils import InputError, write_json
 from se_mm.utils.config import config_path, load_config
 
+CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 DETECTION = ('AP', 'AP50', 'AP75', 'AP_S', 'AP_M', 'AP_L')
 ERROR = ('top1', 'top5')
 
@@ -36,11 +37,11 @@ def parse_args():
 
 
 def paper_numbers(config: str) -> dict:
-    """The entry of ``paper.yml`` in the config's folder or one above it."""
-    for folder in Path(config).resolve().parents:
-        if (folder / 'paper.yml').is_file():
-            return yaml.safe_load((folder / 'paper.yml').read_text()).get(Path(config).stem, {})
-    return {}
+    """The papers' numbers of one of this project's configs; empty for any other config."""
+    path = Path(config).resolve()
+    if not path.is_relative_to(CONFIGS):
+        return {}
+    return yaml.safe_load((CONFIGS / 'results.yml').read_text())['papers'].get(path.stem, {})
 
 
 def measured_numbers(work_dir: str, config: str) -> dict:

@@ -1,2 +1,2 @@
-_base_ = './senet154_test320_imagenet.py'
+_base_ = './se_net154_test320_imagenet.py'
 model = dict(backbone=dict(with_se=False))

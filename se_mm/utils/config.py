@@ -39,6 +39,16 @@ def config_path(config: str | os.PathLike) -> Path:
     return path
 
 
+def plain_twin(config: str | os.PathLike) -> Path:
+    """The plain twin of one of this project's configs; a plain config is returned as it is.
+
+    The parts of a config's name are joined by ``_``. The plain twin lies in the same folder, and its name lacks the
+    part that is ``se`` or begins with ``se-``.
+    """
+    path = Path(config)
+    return path.with_stem('_'.join(part for part in path.stem.split('_') if part.partition('-')[0] != 'se'))
+
+
 def load_config(config: str | os.PathLike, options: dict | None = None, work_dir: str | None = None) -> Config:
     """A config, given as for :func:`config_path`, with the command line's overrides and its work dir.
 

@@ -34,7 +34,7 @@ def options(svhn, own=False):
     return ['--cfg-options', *(f'{key}={value}' for key, value in values.items())]
 
 
-@pytest.mark.parametrize('name', ['se_bump_r18_svhn', 'se_slow_squeeze_excite_cnn_cifar10', 'wrn16_8_cifar10'])
+@pytest.mark.parametrize('name', ['se-bump_r18_svhn', 'se-slow-squeeze-excite_cnn_cifar10', 'wrn16_8_cifar10'])
 def test_trains_and_is_evaluated(run, svhn, tmp_path, name):
     (config,) = CONFIGS.rglob(f'{name}.py')
     arguments = options(svhn, own='cifar' in name)

@@ -56,7 +56,7 @@ def test_convert_there_and_back(run, tmp_path):
     )
     assert report['fresh'] == report['left_over'] == [] and report['written'] == 'a/ours.pth'
     assert "type='se_mm.SEResNeXt', depth=50" in output and 'mean=[123.675, 116.28, 103.53]' in output
-    classifier = build(CONFIGS / 'se_x50_32x4d_imagenet.py')
+    classifier = build(CONFIGS / 'imagenet' / 'se_x50_32x4d_imagenet.py')
     classifier.load_state_dict(read_checkpoint(tmp_path / 'a' / 'ours.pth')['state_dict'])
     code, output = run(*tool('convert_checkpoint', 'a/ours.pth', 'back.safetensors', '--to', 'timm', '--hash'))
     assert code == 0, output

@@ -1,5 +1,5 @@
 # Trained on crops of 320, too.
-_base_ = './senet154_test320_imagenet.py'
+_base_ = './se_net154_test320_imagenet.py'
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='RandomResizedCrop', scale=320),

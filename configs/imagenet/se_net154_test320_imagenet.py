@@ -1,5 +1,5 @@
 # Tested on the centre crop of 320 of a short side of 366, the same ratio as 256 to 224.
-_base_ = './senet154_imagenet.py'
+_base_ = './se_net154_imagenet.py'
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='ResizeEdge', scale=366, edge='short'),

@@ -1,2 +1,2 @@
-_base_ = './_base_/imagenet.py'
+_base_ = '../_base_/imagenet.py'
 model = dict(backbone=dict(depth=101))
