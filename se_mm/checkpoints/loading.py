@@ -289,7 +289,7 @@ def _of_plugin(model: nn.Module, name: str) -> bool:
     """Whether a parameter belongs to a plugin of a residual unit."""
     parts = name.split('.')
     block = model.get_submodule('.'.join(parts[:2])) if len(parts) > 3 else None
-    return any(parts[2] in plugins for *_, plugins in getattr(block, 'layers', ())) if block is not None else False
+    return any(parts[2] in names for names in getattr(block, 'plugin_names', {}).values())
 
 
 @torch.no_grad()
@@ -310,6 +310,6 @@ def start_as_identity(model: nn.Module) -> None:
             raise InputError("init_cfg.fresh_se='identity' needs se_position='standard' and a gate of type Sigmoid")
         for parameter in last.conv.parameters():
             parameter.zero_()
-        norm = getattr(block, block.layers[-1][1])
+        norm = block.last_norm
         norm.weight.mul_(2)
         norm.bias.mul_(2)

@@ -61,9 +61,7 @@ def _vector_grid(rows: Tensor) -> tuple[tuple[int], dict]:
     """The same for kernels of (N, C): blocks of channels."""
     num_images, channels = rows.shape
     block_n = min(triton.next_power_of_2(num_images), 64)
-    arguments = dict(
-        N=num_images, C=channels, rows=rows.numel(), ACC=_accumulator(rows), BLOCK_N=block_n, BLOCK_C=16
-    )
+    arguments = dict(N=num_images, C=channels, rows=rows.numel(), ACC=_accumulator(rows), BLOCK_N=block_n, BLOCK_C=16)
     return (triton.cdiv(channels, 16),), arguments
 
 

@@ -123,8 +123,8 @@ def test_replaced_parts_are_used():
         model.eval()
         model.layer2[1].se_layer = nn.Identity()
         model.layer3[1].relu = nn.SiLU()
-    assert fused.layer2[1].why_not_fused() == 'se_layer was replaced'
-    assert fused.layer3[1].why_not_fused() == 'relu was replaced'
+    assert fused.layer2[1].why_not_fused() == 'Identity stands in place of SELayer'
+    assert fused.layer3[1].why_not_fused() == 'SiLU stands in place of ReLU'
     for a, b in zip(fused(x), plain(x)):
         torch.testing.assert_close(a, b)
 
