@@ -70,7 +70,7 @@ class SELayer(BaseModule):
 
     Args:
         channels: C, channels of input and output.
-        in_channels: the same; the name under which plugins of OpenMMLab's backbones get it.
+        in_channels: C by the name under which OpenMMLab's backbones give it to plugins; in place of ``channels``.
         ratio: reduction ratio r of the squeezed width.
         squeeze_channels: the squeezed width itself; overrides ``ratio`` and ``divisor``.
         divisor: the squeezed width is rounded to a multiple of this, see :func:`squeezed_width`.
@@ -79,8 +79,8 @@ class SELayer(BaseModule):
             (section 6).
         variant: widths between the layers, in squeezed widths: 'standard' (1), 'slow_squeeze'
             (2, 1), 'slow_excite' (1, 2), 'slow_squeeze_excite' (2, 1, 2) or 'bump' (1, 1).
-        squeeze: 'avg', 'max', or 'none', which leaves out the pooling and gates every position by
-            itself ("NoSqueeze", section 6).
+        squeeze: 'avg', 'max', or 'none', which leaves out the pooling and computes gates for every
+            position ("NoSqueeze", section 6).
         init_cfg: initialisation config.
 
     Raises:
@@ -142,5 +142,5 @@ class SELayer(BaseModule):
         return self.gates(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to the same: x times its gates."""
+        """x times its gates, both (N, C, H, W)."""
         return x * self.gates(x)

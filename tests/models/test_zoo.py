@@ -142,7 +142,7 @@ def test_features_of_torchvisions_extractor(name):
 
 @pytest.mark.parametrize('name, kwargs, size', [
     *(('SEResNet-bottleneck', dict(se_position=position), 96) for position in SE_POSITIONS),
-    ('SEResNet-bottleneck', dict(fused_se='torch', drop_path_rate=0.5, with_cp=True, deep_stem=True), 96),
+    ('SEResNet-bottleneck', dict(fused_se='torch', with_cp=True, deep_stem=True), 96),
     ('SEResNet', dict(se_cfg=dict(squeeze='none')), 96),
     ('SEVGG', dict(num_classes=4, out_indices=None), 224),
     ('SECNN', dict(num_classes=4), 32),
@@ -151,11 +151,7 @@ def test_symbolic_traces_of_options(name, kwargs, size):
     model = build(name, **kwargs).double().train()
     traced = torch.fx.symbolic_trace(model)
     x = image(2, size, size, dtype=torch.float64)
-    outs = []
-    for module in (model, traced):
-        torch.manual_seed(2)  # of dropout and stochastic depth
-        outs.append(module(x))
-    for a, b in zip(*outs, strict=True):
+    for a, b in zip(model(x), traced(x), strict=True):
         torch.testing.assert_close(a, b)
 
 
