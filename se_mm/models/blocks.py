@@ -10,7 +10,7 @@ from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from se_mm.ops import has_hooks, se_tail, why_not_fused
+from se_mm.ops import se_tail, why_not_fused
 
 from .se_layer import SELayer
 
@@ -30,34 +30,94 @@ def check_fused_se(fused_se: bool | str) -> None:
         raise ValueError(f'fused_se={fused_se!r}: choose one of {FUSED_SE}')
 
 
-def why_se_not_fused(norm: nn.Module, se_layer: nn.Module) -> str | None:
-    """Why relu(se_layer(norm(x)) + identity) runs one operation after the other; None if it is fused."""
-    if type(se_layer).forward is not SELayer.forward or type(se_layer).scale is not SELayer.scale:
-        return 'se_layer was replaced'
-    if type(se_layer.squeeze) is not nn.AdaptiveAvgPool2d:
-        return f'SE squeezes by {type(se_layer.squeeze).__name__}'
-    if has_hooks(se_layer) or has_hooks(se_layer.squeeze):
-        return 'se_layer or its squeeze has hooks, which want to see its input or output'
-    return why_not_fused(norm)
+def branch_conv_cfg(conv_cfg: dict | None, dcn: dict | None, kernel_size: int, stride: int, **_) -> dict | None:
+    """Config of a convolution: ``dcn`` for 3x3, with ``fallback_on_stride`` only where there is no stride.
+
+    Raises:
+        ValueError: two configs for one convolution.
+    """
+    dcn = dict(dcn or {})
+    fallback = dcn.pop('fallback_on_stride', False)
+    if not dcn or kernel_size != 3 or (fallback and stride != 1):
+        return conv_cfg
+    if conv_cfg is not None:
+        raise ValueError(f'conv_cfg={conv_cfg} cannot be combined with dcn')
+    return dcn
 
 
-def se_residual(
-    x: Tensor, identity: Tensor, norm: nn.Module, se_layer: nn.Module, fused_se: bool | str = True, factor: float = 1.0
-) -> Tensor:
-    """relu(factor * se_layer(norm(x)) + identity), fused where it can be; all maps (N, C, H, W)."""
-    if fused_se and why_se_not_fused(norm, se_layer) is None:
-        backend = None if fused_se is True else fused_se
-        return se_tail(x, identity, norm, lambda z: factor * se_layer.excite(z), backend)
-    return (factor * se_layer(norm(x)) + identity).relu_()
+class SEResidual(BaseModule):
+    """A residual unit that ends in relu(drop_path(factor * se_layer(norm(x))) + identity), its tail.
+
+    The tail is fused where it can be, see :mod:`se_mm.ops`; parameters and results are the same.
+    Subclasses have the submodules ``se_layer`` and, unless they say otherwise by ``last_norm``, ``norm``.
+
+    Args:
+        fused_se: whether to fuse the tail; a backend of :func:`se_mm.ops.se_tail` to insist on it.
+        factor: of the branch.
+        drop_path: probability of dropping the branch of an image in training.
+        init_cfg: initialisation config.
+    """
+
+    def __init__(
+        self,
+        *,
+        fused_se: bool | str = True,
+        factor: float = 1.0,
+        drop_path: float = 0.0,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.fused_se, self.factor = fused_se, factor
+        self.relu = nn.ReLU(inplace=True)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    @property
+    def last_norm(self) -> nn.Module:
+        """The norm of the last convolution."""
+        return self.norm
+
+    def why_not_fused(self) -> str | None:
+        """Why the operations after the last convolution run one after the other; None if they are fused."""
+        if not self.fused_se:
+            return 'fused_se=False'
+        se_layer, relu = self.se_layer, self.relu
+        if type(se_layer).forward is not SELayer.forward or type(se_layer).gates is not SELayer.gates:
+            return f'{type(se_layer).__name__} stands in place of SELayer'
+        if type(relu) is not nn.ReLU:
+            return f'{type(relu).__name__} stands in place of ReLU'
+        squeeze = se_layer.squeeze
+        if type(squeeze) is not nn.AdaptiveAvgPool2d:
+            return f'SE squeezes by {type(squeeze).__name__}'
+        return why_not_fused(self.last_norm, drop_path=self.drop_path, relu=relu, se_layer=se_layer, squeeze=squeeze)
+
+    def branch_gates(self, z: Tensor) -> Tensor:
+        """What the branch is scaled by for the squeezed z, both (N, C): gates times factor, 0 for a dropped branch."""
+        gates = self.se_layer.excite(z)
+        if self.factor != 1:
+            gates = self.factor * gates
+        return gates if type(self.drop_path) is nn.Identity else self.drop_path(gates)
+
+    def tail(self, x: Tensor, identity: Tensor) -> Tensor:
+        """What follows the last convolution's output x; identity and the result are (N, C, H, W) as x."""
+        if isinstance(x, Tensor) and self.why_not_fused() is None:  # symbolic traces show the modules
+            backend = None if self.fused_se is True else self.fused_se
+            return se_tail(x, identity, self.last_norm, self.branch_gates, backend, fusible=True)
+        return self.plain_tail(x, identity)
+
+    def plain_tail(self, x: Tensor, identity: Tensor) -> Tensor:
+        """:meth:`tail` by its definition."""
+        branch = self.se_layer(self.last_norm(x))
+        if self.factor != 1:
+            branch = self.factor * branch
+        return self.relu(self.drop_path(branch) + identity)
 
 
-class SEBlock(BaseModule):
-    """A residual unit with SE, usually on its branch: relu(se(branch(x)) + shortcut(x)).
+class SEBlock(SEResidual):
+    """A residual unit of ResNet with SE, usually on its branch: relu(se(branch(x)) + shortcut(x)).
 
     Subclasses say which convolutions the branch has; each is followed by its norm, all but the
     last by ReLU. Stochastic depth drops whole branches after SE. Plugins after the last
-    convolution come before SE. What follows the last convolution is fused where it can be, see
-    :mod:`se_mm.ops`; parameters and results are the same.
+    convolution come before SE.
 
     Where SE may stand (section 6.5 of the paper): 'standard' as above; 'pre' before the branch,
     relu(branch(se(x)) + shortcut(x)); 'post' after the unit, se(relu(branch(x) + shortcut(x)));
@@ -81,8 +141,7 @@ class SEBlock(BaseModule):
         se_position: where SE stands; None for a unit without SE.
         drop_path: probability of dropping the branch of an image in training.
         groups, base_width, base_channels: of ResNeXt's grouped 3x3 convolution.
-        fused_se: whether to fuse the last norm, SE, sum and ReLU; a backend of
-            :func:`se_mm.ops.se_tail` to insist on it.
+        fused_se: of :class:`SEResidual`.
         init_cfg: initialisation config.
 
     Raises:
@@ -112,43 +171,38 @@ class SEBlock(BaseModule):
         fused_se: bool | str = True,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        super().__init__(init_cfg)
+        super().__init__(fused_se=fused_se, drop_path=drop_path, init_cfg=init_cfg)
         self.inplanes, self.planes = inplanes, planes
         self.stride, self.dilation, self.style = stride, dilation, style
         self.groups = groups
         self.width = planes if groups == 1 else planes * base_width // base_channels * groups
-        self.fused_se, self.se_position = fused_se, se_position
-
+        self.se_position = se_position
         check_se_position(se_position, bottleneck=self.expansion > 1)
-        self.layers = []  # names of each convolution, its norm and what follows
+
+        self.plugin_names: dict[str, list[str]] = {}
         for i, (in_channels, out_channels, conv_kwargs) in enumerate(self.branch_convs(), 1):
-            cfg = conv_cfg
-            if dcn is not None and conv_kwargs['kernel_size'] == 3:
-                dcn = dict(dcn)
-                if not dcn.pop('fallback_on_stride', False) or conv_kwargs['stride'] == 1:
-                    if conv_cfg is not None:
-                        raise ValueError(f'conv_cfg={conv_cfg} cannot be combined with dcn')
-                    cfg = dcn
+            cfg = branch_conv_cfg(conv_cfg, dcn, **conv_kwargs)
             self.add_module(f'conv{i}', build_conv_layer(cfg, in_channels, out_channels, bias=False, **conv_kwargs))
-            name, norm = build_norm_layer(norm_cfg, out_channels, postfix=i)
-            self.add_module(name, norm)
-            self.layers.append((f'conv{i}', name, self._add_plugins(out_channels, plugins, f'after_conv{i}')))
-        if se_position == '3x3':
-            self.layers[1][2].append('se_layer')
-        self.relu = nn.ReLU(inplace=True)
+            norm_name, norm = build_norm_layer(norm_cfg, out_channels, postfix=i)
+            self.add_module(norm_name, norm)
+            setattr(self, f'norm{i}_name', norm_name)
+            self._add_plugins(f'after_conv{i}', plugins, out_channels)
         self.downsample = downsample
         self.se_layer = None if se_position is None else SELayer(self._se_channels(), **(se_cfg or {}))
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def branch_convs(self) -> list[tuple[int, int, dict]]:
         """Input channels, output channels and further arguments of each convolution."""
         raise NotImplementedError
 
+    def branch(self, x: Tensor) -> Tensor:
+        """(N, inplanes, H, W) to the last convolution's output (N, planes * expansion, H / stride, W / stride)."""
+        raise NotImplementedError
+
     def _se_channels(self) -> int:
         return {'pre': self.inplanes, '3x3': self.width}.get(self.se_position, self.planes * self.expansion)
 
-    def _add_plugins(self, channels: int, plugins: list[dict] | None, position: str) -> list[str]:
-        names = []
+    def _add_plugins(self, position: str, plugins: list[dict] | None, channels: int) -> None:
+        self.plugin_names[position] = []
         for plugin in plugins or ():
             if plugin['position'] != position:
                 continue
@@ -157,76 +211,64 @@ class SEBlock(BaseModule):
             if hasattr(self, name):
                 raise ValueError(f'two plugins are named {name}: give them different postfixes')
             self.add_module(name, layer)
-            names.append(name)
-        return names
+            self.plugin_names[position].append(name)
+
+    def run_plugins(self, x: Tensor, position: str) -> Tensor:
+        for name in self.plugin_names[position]:
+            x = getattr(self, name)(x)
+        return x
 
     # norm1 to norm3 are the names that configs use to initialise a norm whatever its type.
-    norm1 = property(lambda self: getattr(self, self.layers[0][1]))
-    norm2 = property(lambda self: getattr(self, self.layers[1][1]))
-
-    def branch(self, x: Tensor) -> Tensor:
-        """Convolutions, norms and plugins up to the last convolution."""
-        *layers, (last, _, _) = self.layers
-        for conv, norm, plugins in layers:
-            x = self.relu(getattr(self, norm)(getattr(self, conv)(x)))
-            for plugin in plugins:
-                x = getattr(self, plugin)(x)
-        return getattr(self, last)(x)
-
-    def _se(self, x: Tensor, position: str) -> Tensor:
-        return self.se_layer(x) if self.se_position == position else x
+    norm1 = property(lambda self: getattr(self, self.norm1_name))
+    norm2 = property(lambda self: getattr(self, self.norm2_name))
 
     def why_not_fused(self) -> str | None:
-        """Why the operations after the last convolution run one after the other; None if they are fused."""
-        if not self.fused_se:
-            return 'fused_se=False'
         if self.se_position != 'standard':
             return f'se_position={self.se_position!r}'
-        _, norm, plugins = self.layers[-1]
-        if plugins:
+        if self.plugin_names[self.last_position]:
             return 'plugins stand between the last convolution and SE'
-        if type(self.relu) is not nn.ReLU:
-            return 'relu was replaced'
-        for name in ('drop_path', 'relu'):
-            if has_hooks(getattr(self, name)):
-                return f'{name} has hooks, which want to see its input or output'
-        return why_se_not_fused(getattr(self, norm), self.se_layer)
+        return super().why_not_fused()
 
-    def gate(self, z: Tensor) -> Tensor:
-        """The factors of the branch's channels for the squeezed z, both (N, C): gates, 0 for a dropped branch."""
-        gates = self.se_layer.excite(z)
-        return gates if type(self.drop_path) is nn.Identity else self.drop_path(gates)
+    def plain_tail(self, x: Tensor, identity: Tensor) -> Tensor:
+        x = self.run_plugins(self.last_norm(x), self.last_position)
+        if self.se_position == 'standard':
+            x = self.se_layer(x)
+        return self.relu(self.drop_path(x) + identity)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inplanes, H, W) to (N, planes * expansion, H / stride, W / stride)."""
         identity = x if self.downsample is None else self.downsample(x)
-        _, norm, plugins = self.layers[-1]
-        if self.why_not_fused() is None:
-            backend = None if self.fused_se is True else self.fused_se
-            return se_tail(self.branch(x), identity, getattr(self, norm), self.gate, backend)
-        identity = self._se(identity, 'identity')
-        x = getattr(self, norm)(self.branch(self._se(x, 'pre')))
-        for plugin in plugins:
-            x = getattr(self, plugin)(x)
-        return self._se(self.relu(self.drop_path(self._se(x, 'standard')) + identity), 'post')
+        if self.se_position == 'identity':
+            identity = self.se_layer(identity)
+        if self.se_position == 'pre':
+            x = self.se_layer(x)
+        out = self.tail(self.branch(x), identity)
+        return self.se_layer(out) if self.se_position == 'post' else out
 
 
 class SEBasicBlock(SEBlock):
     """Two 3x3 convolutions, the first with stride and dilation."""
 
     expansion = 1
+    last_norm, last_position = SEBlock.norm2, 'after_conv2'
 
     def branch_convs(self) -> list[tuple[int, int, dict]]:
         first = dict(kernel_size=3, stride=self.stride, padding=self.dilation, dilation=self.dilation)
         second = dict(kernel_size=3, stride=1, padding=1)
         return [(self.inplanes, self.planes, first), (self.planes, self.planes, second)]
 
+    def branch(self, x: Tensor) -> Tensor:
+        x = self.relu(self.norm1(self.conv1(x)))  # (N, planes, H / stride, W / stride)
+        x = self.run_plugins(x, 'after_conv1')
+        return self.conv2(x)
+
 
 class SEBottleneck(SEBlock):
     """1x1, 3x3 and 1x1 convolution; the 3x3 is grouped in ResNeXt."""
 
     expansion = 4
-    norm3 = property(lambda self: getattr(self, self.layers[2][1]))
+    norm3 = property(lambda self: getattr(self, self.norm3_name))
+    last_norm, last_position = norm3, 'after_conv3'
 
     def branch_convs(self) -> list[tuple[int, int, dict]]:
         stride1, stride2 = (1, self.stride) if self.style == 'pytorch' else (self.stride, 1)
@@ -234,8 +276,17 @@ class SEBottleneck(SEBlock):
         return [
             (self.inplanes, self.width, dict(kernel_size=1, stride=stride1)),
             (self.width, self.width, spatial),
-            (self.width, self.planes * self.expansion, dict(kernel_size=1)),
+            (self.width, self.planes * self.expansion, dict(kernel_size=1, stride=1)),
         ]
+
+    def branch(self, x: Tensor) -> Tensor:
+        x = self.relu(self.norm1(self.conv1(x)))  # (N, width, H, W); style 'caffe' has the stride here
+        x = self.run_plugins(x, 'after_conv1')
+        x = self.relu(self.norm2(self.conv2(x)))  # (N, width, H / stride, W / stride)
+        x = self.run_plugins(x, 'after_conv2')
+        if self.se_position == '3x3':
+            x = self.se_layer(x)
+        return self.conv3(x)  # (N, planes * expansion, H / stride, W / stride)
 
 
 class SENetBottleneck(SEBottleneck):

@@ -26,6 +26,6 @@ def start_as_identity(model: nn.Module) -> None:
             raise InputError("init_cfg.fresh_se='identity' needs se_position='standard' and a gate of type Sigmoid")
         for parameter in last.conv.parameters():
             parameter.zero_()
-        norm = getattr(block, block.layers[-1][1])
+        norm = block.last_norm
         norm.weight.mul_(2)
         norm.bias.mul_(2)

@@ -6,6 +6,7 @@ Squeeze-and-Excitation Networks, Hu et al., https://arxiv.org/abs/1709.01507, fi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from mmcv.cnn import ConvModule
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from se_mm.registry import MODELS
 
 from .base import Backbone
-from .blocks import check_fused_se, se_residual
+from .blocks import SEResidual, check_fused_se
 
 
 class CeilMaxPool(nn.Module):
@@ -27,8 +28,7 @@ class CeilMaxPool(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2:]
-        x = F.pad(x, (0, width % 2, 0, height % 2), value=-torch.inf)
+        x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2), value=-torch.inf)
         return F.max_pool2d(x, 3, 2, ceil_mode=True)
 
 
@@ -39,7 +39,7 @@ class InceptionUnit(BaseModule):
         in_channels: channels of the input.
         branches: of each branch the layers one after the other: (channels, kernel, stride) of a
             convolution with norm and ReLU, or a module.
-        se_layer: SE for a number of channels.
+        make_se_layer: makes SE for a number of channels.
         conv: makes such a convolution.
     """
 
@@ -47,7 +47,7 @@ class InceptionUnit(BaseModule):
         self,
         in_channels: int,
         branches: Sequence[Sequence],
-        se_layer: Callable[[int], nn.Module],
+        make_se_layer: Callable[[int], nn.Module],
         conv: Callable[..., nn.Module],
     ) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class InceptionUnit(BaseModule):
                 width = channels
             self.branches.append(nn.Sequential(*layers))
             self.out_channels += width
-        self.se_layer = se_layer(self.out_channels)
+        self.se_layer = make_se_layer(self.out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.se_layer(torch.cat([branch(x) for branch in self.branches], 1))
@@ -132,12 +132,12 @@ class SEBNInception(Backbone):
                     [pool] if one is None else [pool, (scaled(projection), 1, 1)],
                 ]
                 branches = [branch for branch in branches if branch]
-                blocks.append(InceptionUnit(channels, branches, lambda c, i=i: self.se_layer(i, c), conv))
+                blocks.append(InceptionUnit(channels, branches, partial(self.make_se_layer, i), conv))
                 channels = blocks[-1].out_channels
             self.add_stage(blocks)
 
 
-class InceptionResidual(BaseModule):
+class InceptionResidual(SEResidual):
     """relu(factor * se(conv(cat(branches(x)))) + x); the last of a network has no ReLU.
 
     Args:
@@ -145,8 +145,8 @@ class InceptionResidual(BaseModule):
         branches: as of :class:`InceptionUnit`.
         factor: of the branch, which the paper of the network gives as 0.1 to 0.3.
         relu: whether ReLU follows the sum.
-        se_layer, conv: as of :class:`InceptionUnit`.
-        fused_se: whether to fuse SE, sum and ReLU.
+        make_se_layer, conv: as of :class:`InceptionUnit`.
+        fused_se: of :class:`SEResidual`.
     """
 
     def __init__(
@@ -155,22 +155,20 @@ class InceptionResidual(BaseModule):
         branches: Sequence[Sequence],
         factor: float,
         relu: bool,
-        se_layer: Callable[[int], nn.Module],
+        make_se_layer: Callable[[int], nn.Module],
         conv: Callable[..., nn.Module],
         fused_se: bool | str,
     ) -> None:
-        super().__init__()
-        self.factor, self.relu, self.fused_se = factor, relu, fused_se
+        super().__init__(fused_se=fused_se, factor=factor)
+        if not relu:
+            self.relu = nn.Identity()
         self.mixed = InceptionUnit(channels, branches, lambda c: nn.Identity(), conv)
         self.conv = nn.Conv2d(self.mixed.out_channels, channels, 1)
         self.norm = nn.Identity()
-        self.se_layer = se_layer(channels)
+        self.se_layer = make_se_layer(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.conv(self.mixed(x))
-        if self.relu:
-            return se_residual(out, x, self.norm, self.se_layer, self.fused_se, self.factor)
-        return self.factor * self.se_layer(out) + x
+        return self.tail(self.conv(self.mixed(x)), x)
 
 
 @MODELS.register_module()
@@ -214,9 +212,6 @@ class SEInceptionResNetV2(Backbone):
         def layers(*settings: tuple | nn.Module) -> list:
             return [s if isinstance(s, nn.Module) else (int(s[0] * width), s[1], s[2]) for s in settings]
 
-        def se_layer(stage: int) -> Callable[[int], nn.Module]:
-            return lambda channels: self.se_layer(stage, channels)
-
         w = [int(c * width) for c in (32, 64, 80, 192)]
         self.stem = nn.Sequential(
             conv(in_channels, w[0], 3, 2),
@@ -256,7 +251,8 @@ class SEInceptionResNetV2(Backbone):
             for j in range(blocks[i]):
                 last = i == 2 and j == blocks[i] - 1
                 factor = 1.0 if last else self.factors[i]
-                units.append(InceptionResidual(channels, branches, factor, not last, se_layer(i), conv, fused_se))
+                make_se_layer = partial(self.make_se_layer, i)
+                units.append(InceptionResidual(channels, branches, factor, not last, make_se_layer, conv, fused_se))
             if i == 2:
                 units.append(conv(channels, int(1536 * width), 1))
             self.add_stage([first, *units])

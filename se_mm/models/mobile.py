@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from mmcv.cnn import ConvModule, build_conv_layer, build_norm_layer
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from se_mm.registry import MODELS
 
 from .base import Backbone
-from .blocks import check_fused_se, se_residual
+from .blocks import SEResidual, check_fused_se
 
 
 @MODELS.register_module()
@@ -51,13 +51,13 @@ class SEMobileNet(Backbone):
                 layers = OrderedDict(
                     depthwise=ConvModule(cin, cin, 3, norm_cfg=norm_cfg, **spatial),
                     pointwise=ConvModule(cin, width, 1, norm_cfg=norm_cfg),
-                    se_layer=self.se_layer(i, width),
+                    se_layer=self.make_se_layer(i, width),
                 )
                 blocks.append(nn.Sequential(layers))
             self.add_stage(blocks)
 
 
-class ShuffleUnit(BaseModule):
+class ShuffleUnit(SEResidual):
     """Grouped 1x1 convolution, depthwise 3x3, shuffle, grouped 1x1, SE; summed with the input, or with stride 2
     concatenated to the averaged input.
 
@@ -68,9 +68,9 @@ class ShuffleUnit(BaseModule):
         in_channels, out_channels: channels.
         groups: of the 1x1 convolutions.
         first: whether it is the network's first unit, whose first convolution is not grouped.
-        se_layer: SE for a number of channels.
+        make_se_layer: makes SE for a number of channels.
         norm_cfg: config of the norms.
-        fused_se: whether to fuse the last norm, SE, sum and ReLU where there is a sum.
+        fused_se: of :class:`SEResidual`; units with stride 2 are not fused.
     """
 
     def __init__(
@@ -79,13 +79,13 @@ class ShuffleUnit(BaseModule):
         out_channels: int,
         groups: int,
         first: bool,
-        se_layer: Callable[[int], nn.Module],
+        make_se_layer: Callable[[int], nn.Module],
         norm_cfg: dict,
         fused_se: bool | str,
     ) -> None:
-        super().__init__()
+        super().__init__(fused_se=fused_se)
         self.downsamples = in_channels != out_channels
-        self.groups, self.fused_se = groups, fused_se
+        self.groups = groups
         width = out_channels // 4
         branch = out_channels - in_channels if self.downsamples else out_channels
         stride = 2 if self.downsamples else 1
@@ -95,17 +95,19 @@ class ShuffleUnit(BaseModule):
         )
         self.expand = build_conv_layer(None, width, branch, 1, groups=groups, bias=False)
         self.norm = build_norm_layer(norm_cfg, branch)[1]
-        self.se_layer = se_layer(branch)
+        self.se_layer = make_se_layer(branch)
+
+    def why_not_fused(self) -> str | None:
+        return 'a concatenation stands in place of the sum' if self.downsamples else super().why_not_fused()
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.depthwise(self.reduce(x))
-        n, c, h, w = out.shape
-        out = out.view(n, self.groups, c // self.groups, h, w).transpose(1, 2).reshape(n, c, h, w)
+        out = self.depthwise(self.reduce(x))  # (N, out_channels / 4, H / stride, W / stride)
+        out = out.unflatten(1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)  # shuffled
         out = self.expand(out)
         if not self.downsamples:
-            return se_residual(out, x, self.norm, self.se_layer, self.fused_se)
+            return self.tail(out, x)
         pooled = F.avg_pool2d(x, 3, stride=2, padding=1)
-        return torch.cat([pooled, self.se_layer(self.norm(out))], 1).relu_()
+        return self.relu(torch.cat([pooled, self.se_layer(self.norm(out))], 1))
 
 
 @MODELS.register_module()
@@ -150,6 +152,6 @@ class SEShuffleNet(Backbone):
                 cin, width = width, int(self.arch_settings[groups] * 2**i * widen_factor)
                 first = i == j == 0
                 blocks.append(
-                    ShuffleUnit(cin, width, groups, first, lambda c, i=i: self.se_layer(i, c), norm_cfg, fused_se)
+                    ShuffleUnit(cin, width, groups, first, partial(self.make_se_layer, i), norm_cfg, fused_se)
                 )
             self.add_stage(blocks)

@@ -38,22 +38,26 @@ def squeezed_width(channels: int, ratio: int, divisor: int = 1) -> int:
     return width + divisor if width < 0.9 * exact else width
 
 
-class PointwiseConv2d(nn.Conv2d):
-    """1x1 convolution of maps (N, C, H, W), or of vectors (N, C) as a matrix product, several times faster."""
+class VectorConv2d(nn.Conv2d):
+    """1x1 convolution of vectors (N, C): a matrix product, several times faster than with maps of one position."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.flatten(1), self.bias) if x.dim() == 2 else super().forward(x)
+    def forward(self, z: Tensor) -> Tensor:
+        return F.linear(z, self.weight.flatten(1), self.bias)
 
 
 class FullyConnected(nn.Sequential):
-    """A fully connected layer with activation; its parts are named as in mmcv's ConvModule."""
+    """A fully connected layer with activation; its parts are named as in mmcv's ConvModule.
 
-    def __init__(self, in_channels: int, out_channels: int, bias: bool, act_cfg: dict) -> None:
-        conv = PointwiseConv2d(in_channels, out_channels, 1, bias=bias)
+    Args:
+        conv: a 1x1 convolution.
+        act_cfg: config of the activation.
+    """
+
+    def __init__(self, conv: nn.Conv2d, act_cfg: dict) -> None:
         super().__init__(OrderedDict(conv=conv, activate=build_activation_layer(act_cfg)))
 
-    def forward(self, x: Tensor) -> Tensor:  # as Sequential does, in half the time
-        return self.activate(self.conv(x))
+    def forward(self, z: Tensor) -> Tensor:  # as Sequential does, in half the time
+        return self.activate(self.conv(z))
 
 
 @MODELS.register_module()
@@ -66,7 +70,7 @@ class SELayer(BaseModule):
 
     Args:
         channels: C, channels of input and output.
-        in_channels: the same; the name under which plugins of OpenMMLab's backbones get it.
+        in_channels: C by the name under which OpenMMLab's backbones give it to plugins; in place of ``channels``.
         ratio: reduction ratio r of the squeezed width.
         squeeze_channels: the squeezed width itself; overrides ``ratio`` and ``divisor``.
         divisor: the squeezed width is rounded to a multiple of this, see :func:`squeezed_width`.
@@ -75,8 +79,8 @@ class SELayer(BaseModule):
             (section 6).
         variant: widths between the layers, in squeezed widths: 'standard' (1), 'slow_squeeze'
             (2, 1), 'slow_excite' (1, 2), 'slow_squeeze_excite' (2, 1, 2) or 'bump' (1, 1).
-        squeeze: 'avg', 'max', or 'none', which leaves out the pooling and gates every position by
-            itself ("NoSqueeze", section 6).
+        squeeze: 'avg', 'max', or 'none', which leaves out the pooling and computes gates for every
+            position ("NoSqueeze", section 6).
         init_cfg: initialisation config.
 
     Raises:
@@ -113,23 +117,30 @@ class SELayer(BaseModule):
             raise ValueError(f'act_cfg={act_cfg!r} of SE: give two configs, of the activation and of the gate')
         act, gate = act_cfg
         self.squeeze = SQUEEZES[squeeze]()
+        conv_type = nn.Conv2d if squeeze == 'none' else VectorConv2d
         self.layers = []
         widths = [channels, *(factor * squeeze_channels for factor in VARIANTS[variant]), channels]
         for i, (cin, cout) in enumerate(zip(widths, widths[1:]), 1):
-            self.add_module(f'conv{i}', FullyConnected(cin, cout, bias, gate if i == len(widths) - 1 else act))
+            conv = conv_type(cin, cout, 1, bias=bias)
+            self.add_module(f'conv{i}', FullyConnected(conv, gate if i == len(widths) - 1 else act))
             self.layers.append(f'conv{i}')
 
     def excite(self, z: Tensor) -> Tensor:
-        """The gates s for the squeezed z, both (N, C), or both (N, C, H, W)."""
+        """The gates s for the squeezed z, both (N, C), or without squeeze both (N, C, H, W)."""
         for name in self.layers:
             z = getattr(self, name)(z)
         return z
 
-    def scale(self, x: Tensor) -> Tensor:
-        """The gates s for ``x`` of shape (N, C, H, W): (N, C, 1, 1), or without squeeze as ``x``."""
+    def gates(self, x: Tensor) -> Tensor:
+        """The gates s for a map (N, C, H, W): (N, C, 1, 1), or without squeeze (N, C, H, W)."""
         if isinstance(self.squeeze, nn.Identity):
             return self.excite(x)
         return self.excite(self.squeeze(x).flatten(1))[:, :, None, None]
 
+    def scale(self, x: Tensor) -> Tensor:
+        """Former name of :meth:`gates`."""
+        return self.gates(x)
+
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale(x)
+        """x times its gates, both (N, C, H, W)."""
+        return x * self.gates(x)

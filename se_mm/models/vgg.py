@@ -55,7 +55,7 @@ class SEVGG(Backbone):
             for _ in range(num_convs):
                 cin, width = width, base_channels * min(2**i, 8)
                 conv = ConvModule(cin, width, 3, padding=1, norm_cfg=norm_cfg)
-                blocks.append(nn.Sequential(OrderedDict(conv=conv, se_layer=self.se_layer(i, width))))
+                blocks.append(nn.Sequential(OrderedDict(conv=conv, se_layer=self.make_se_layer(i, width))))
             self.add_stage([*blocks, nn.MaxPool2d(2, 2)])
         self.classifier = None
         if num_classes is not None:
@@ -68,7 +68,7 @@ class SEVGG(Backbone):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(N, in_channels, H, W) to feature maps, or to a tuple of logits (N, num_classes)."""
-        if self.classifier is not None and x.shape[2:] != (224, 224):
+        if self.classifier is not None and isinstance(x, Tensor) and x.shape[2:] != (224, 224):
             raise ValueError(f'images of {tuple(x.shape[2:])}: the fully connected layers of SEVGG take 224x224')
         outs = super().forward(x)
         return outs if self.classifier is None else (self.classifier(outs[-1]),)

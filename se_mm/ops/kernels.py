@@ -1,22 +1,25 @@
-"""The passes of the SE residual tail as Triton kernels, for GPUs.
+"""Triton kernels of the SE residual tail, for GPUs; :mod:`triton_passes` launches them.
 
-Functions are those of :mod:`passes`, with the same arguments and results. A map is read and
-written in tiles of channels x positions of one image, through the strides of its channels and
-positions, so that contiguous and channels_last maps share the kernels; all maps of a call are
-brought to the layout of x. Sums are float32 (float64 for float64) in an order that depends on
-the shape alone: the same call gives the same bits.
+Maps are (N, C, H, W) in float16, bfloat16, float32 or float64; all maps of a call have one dtype and
+one layout. They are read and written in tiles of channels x positions of one image, through the
+strides of channels and positions, so that contiguous and channels_last maps share the kernels. Sums
+are taken in an order that depends on the shape alone: the same call gives the same bits.
+
+ACC is float64 for float64 maps, else float32; tensors of ACC are contiguous. A row is one channel of
+one image. Kernels of maps run on the grid (N * ceil(C / BLOCK_C), splits) with splits = ceil(size / span):
+program (i, j) takes BLOCK_C rows of one image, and of them the j-th span of positions. They share these
+arguments:
+
+    C: channels.
+    size: positions of a map, H * W.
+    rows: N * C.
+    span: positions of a program, a multiple of BLOCK_P.
+    channel_stride, position_stride: elements from one channel, or position, to the next.
+    BLOCK_C, BLOCK_P: channels and positions of a tile.
 """
 
-import torch
-import torch.distributed as dist
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from . import passes
-from .passes import accumulation_dtype
-
-PROGRAMS = 1024  # that a reduction is split into if it has fewer rows; several for each multiprocessor
 
 
 @triton.jit
@@ -33,6 +36,13 @@ def _moments_kernel(
     x, mean_out, m2_out, C, size, rows, span, channel_stride, position_stride,
     ACC: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
+    """Mean and squared deviations of rows (Welford). A program writes those of its span alone.
+
+    Args:
+        x: map.
+        mean_out: (splits, N, C) ACC, written: mean.
+        m2_out: (splits, N, C) ACC, written: sum of squared deviations from that mean.
+    """
     row, valid, offset, image = _tile(C, channel_stride, BLOCK_C)
     x += image * C * size
     split = tl.program_id(1)
@@ -65,6 +75,23 @@ def _normalise_kernel(
     N, C, rows, unbiased, momentum, eps,
     BATCH: tl.constexpr, UPDATE: tl.constexpr, ACC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    """Batch norm of the rows' means. Grid (ceil(C / BLOCK_C),): a program takes BLOCK_C channels of all images.
+
+    Args:
+        mean: (N, C) ACC, mean of the rows.
+        var: (N, C) ACC, their biased variance; read if BATCH.
+        weight, bias: (C,), of any dtype.
+        running_mean, running_var: (C,), of any dtype; written if UPDATE, read if UPDATE or not BATCH.
+        vectors: (3, N, C) ACC, written: mean of the row, z, slope, with which y = slope * (x - mean) + z.
+        z_out: (N, C) ACC, written: z once more.
+        m_out, invstd_out: (C,) ACC, written: mean and inverse deviation of the channels.
+        N: images.
+        unbiased: M / (M - 1) for the M elements of a channel.
+        momentum, eps: of batch norm.
+        BATCH: whether to take the statistics of the batch, else the running ones.
+        UPDATE: whether to update the running ones.
+        BLOCK_N: images of a tile.
+    """
     channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     valid = channel < C
     if BATCH:
@@ -95,25 +122,33 @@ def _normalise_kernel(
     invstd = 1 / tl.sqrt(v + eps)
     tl.store(m_out + channel, m, valid)
     tl.store(invstd_out + channel, invstd, valid)
-    scale = tl.load(weight + channel, valid, 0).to(ACC) * invstd
+    slope = tl.load(weight + channel, valid, 0).to(ACC) * invstd
     shift = tl.load(bias + channel, valid, 0).to(ACC)
     for first in range(0, N, BLOCK_N):
         image = first + tl.arange(0, BLOCK_N)
         mask = (image < N)[:, None] & valid[None, :]
         at = image[:, None] * C + channel[None, :]
         row_mean = tl.load(mean + at, mask, 0)
-        z = (row_mean - m[None, :]) * scale[None, :] + shift[None, :]
+        z = (row_mean - m[None, :]) * slope[None, :] + shift[None, :]
         tl.store(vectors + at, row_mean, mask)
         tl.store(vectors + rows + at, z, mask)
-        tl.store(vectors + 2 * rows + at, tl.broadcast_to(scale[None, :], [BLOCK_N, BLOCK_C]), mask)
+        tl.store(vectors + 2 * rows + at, tl.broadcast_to(slope[None, :], [BLOCK_N, BLOCK_C]), mask)
         tl.store(z_out + at, z, mask)
 
 
 @triton.jit
-def _excite_kernel(
+def _scale_add_relu_kernel(
     x, identity, vectors, gates, out, C, size, rows, span, channel_stride, position_stride,
     ACC: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
+    """out = relu(gates * y + identity) with y = slope * (x - mean) + z.
+
+    Args:
+        x, identity: maps.
+        vectors: (3, N, C) ACC: mean, z, slope of the rows.
+        gates: (N, C) ACC.
+        out: map, written.
+    """
     row, valid, offset, image = _tile(C, channel_stride, BLOCK_C)
     x += image * C * size
     identity += image * C * size
@@ -121,14 +156,14 @@ def _excite_kernel(
     gate = tl.load(gates + row, valid, 0)
     mean = tl.load(vectors + row, valid, 0)
     shift = tl.load(vectors + rows + row, valid, 0) * gate
-    scale = tl.load(vectors + 2 * rows + row, valid, 0) * gate
+    slope = tl.load(vectors + 2 * rows + row, valid, 0) * gate
     start = tl.program_id(1) * span
     end = tl.minimum(start + span, size)
     for first in range(start, end, BLOCK_P):
         position = first + tl.arange(0, BLOCK_P)
         mask = valid[:, None] & (position < end)[None, :]
         at = offset[:, None] + position[None, :] * position_stride
-        value = (tl.load(x + at, mask, 0).to(ACC) - mean[:, None]) * scale[:, None] + shift[:, None]
+        value = (tl.load(x + at, mask, 0).to(ACC) - mean[:, None]) * slope[:, None] + shift[:, None]
         value += tl.load(identity + at, mask, 0).to(ACC)
         tl.store(out + at, tl.where(value < 0, 0, value), mask)  # not a maximum, which would drop NaN
 
@@ -138,6 +173,16 @@ def _masked_sums_kernel(
     grad, out, x, mean, g, sums, C, size, rows, span, channel_stride, position_stride,
     ACC: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
+    """The gradient g before ReLU and its sums over rows. A program writes the sums of its span alone.
+
+    Args:
+        grad: map, gradient of out.
+        out: map, output of the tail.
+        x: map, input of the tail.
+        mean: (N, C) ACC, mean of the rows of x.
+        g: map, written: grad where out is positive, else 0.
+        sums: (splits, 2, N, C) ACC, written: sums of g and of g * (x - mean).
+    """
     row, valid, offset, image = _tile(C, channel_stride, BLOCK_C)
     grad += image * C * size
     out += image * C * size
@@ -168,11 +213,25 @@ def _coefficients_kernel(
     message, dz, vectors, m, invstd, k, dweight_out, dbias_out, N, C, rows, count, total,
     BATCH: tl.constexpr, ACC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    """What the gradient of x needs. Grid (ceil(C / BLOCK_C),): a program takes BLOCK_C channels of all images.
+
+    Args:
+        message: (3, N, C) ACC: gates, and the sums of g and of g * (x - mean) over the rows.
+        dz: (N, C) ACC, gradient of z through the gates.
+        vectors: (3, N, C) ACC: mean, z, slope of the rows.
+        m, invstd: (C,) ACC, mean and inverse deviation of the channels.
+        k: (3, N, C) ACC, or (2, N, C) without BATCH, written; see :func:`_input_gradient_kernel`.
+        dweight_out, dbias_out: (C,) ACC, written: gradients of batch norm's weight and bias.
+        N: images.
+        count, total: elements of a row, of a channel.
+        BATCH: whether m and invstd depend on x.
+        BLOCK_N: images of a tile.
+    """
     channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     valid = channel < C
     channel_mean = tl.load(m + channel, valid, 0)
     inverse = tl.load(invstd + channel, valid, 0)
-    scale = tl.load(vectors + 2 * rows + channel, valid, 0)
+    slope = tl.load(vectors + 2 * rows + channel, valid, 0)
     dbias = tl.zeros([BLOCK_C], ACC)
     dweight = tl.zeros([BLOCK_C], ACC)
     for first in range(0, N, BLOCK_N):
@@ -191,14 +250,14 @@ def _coefficients_kernel(
         image = first + tl.arange(0, BLOCK_N)
         mask = (image < N)[:, None] & valid[None, :]
         at = image[:, None] * C + channel[None, :]
-        tl.store(k + at, tl.load(message + at, mask, 0) * scale[None, :], mask)
+        tl.store(k + at, tl.load(message + at, mask, 0) * slope[None, :], mask)
         k1 = tl.load(dz + at, mask, 0) / count
         if BATCH:
             zhat = (tl.load(vectors + at, mask, 0) - channel_mean[None, :]) * inverse[None, :]
             k1 -= (dbias[None, :] + zhat * dweight[None, :]) / total
-            k2 = tl.broadcast_to((-scale * inverse * dweight / total)[None, :], [BLOCK_N, BLOCK_C])
+            k2 = tl.broadcast_to((-slope * inverse * dweight / total)[None, :], [BLOCK_N, BLOCK_C])
             tl.store(k + 2 * rows + at, k2, mask)
-        tl.store(k + rows + at, scale[None, :] * k1, mask)
+        tl.store(k + rows + at, slope[None, :] * k1, mask)
 
 
 @triton.jit
@@ -206,6 +265,15 @@ def _input_gradient_kernel(
     g, x, mean, k, dx, C, size, rows, span, channel_stride, position_stride,
     BATCH: tl.constexpr, ACC: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
+    """dx = k0 * g + k1 + k2 * (x - mean); without BATCH there is no k2.
+
+    Args:
+        g: map, gradient before ReLU.
+        x: map, input of the tail.
+        mean: (N, C) ACC, mean of the rows of x.
+        k: (3, N, C) ACC, or (2, N, C) without BATCH.
+        dx: map, written: gradient of x.
+    """
     row, valid, offset, image = _tile(C, channel_stride, BLOCK_C)
     g += image * C * size
     x += image * C * size
@@ -225,168 +293,3 @@ def _input_gradient_kernel(
         if BATCH:
             value += (tl.load(x + at, mask, 0).to(ACC) - row_mean[:, None]) * k2[:, None]
         tl.store(dx + at, value, mask)
-
-
-def _accumulator(x: Tensor) -> tl.dtype:
-    return tl.float64 if x.dtype == torch.float64 else tl.float32
-
-
-def _like(x: Tensor, other: Tensor) -> Tensor:
-    """``other`` in the layout of x."""
-    return other.contiguous() if x.is_contiguous() else other.contiguous(memory_format=torch.channels_last)
-
-
-def _grid(x: Tensor) -> tuple[tuple[int, int], dict]:
-    """Programs and their tiles: (images x blocks of channels, splits of the positions).
-
-    A tile is 2048 to 4096 elements, long where memory is contiguous.
-    """
-    num_images, channels, height, width = x.shape
-    size = height * width
-    if x.is_contiguous():
-        strides = size, 1
-        block_p = min(triton.next_power_of_2(size), 1024)
-        block_c = min(triton.next_power_of_2(channels), max(1, 1024 // block_p) * 2)
-    else:
-        strides = 1, channels
-        block_c = min(triton.next_power_of_2(channels), 64)
-        block_p = min(triton.next_power_of_2(size), 4096 // block_c)
-    blocks = num_images * triton.cdiv(channels, block_c)
-    splits = max(1, min(PROGRAMS // blocks, triton.cdiv(size, 4 * block_p)))
-    span = triton.cdiv(triton.cdiv(size, splits), block_p) * block_p
-    arguments = dict(
-        C=channels,
-        size=size,
-        rows=num_images * channels,
-        span=span,
-        channel_stride=strides[0],
-        position_stride=strides[1],
-        ACC=_accumulator(x),
-        BLOCK_C=block_c,
-        BLOCK_P=block_p,
-    )
-    return (blocks, triton.cdiv(size, span)), arguments
-
-
-def _vector_grid(num_images: int, channels: int) -> tuple[tuple[int], dict]:
-    block_n = min(triton.next_power_of_2(num_images), 64)
-    return (triton.cdiv(channels, 16),), dict(BLOCK_N=block_n, BLOCK_C=16)
-
-
-def row_moments(x: Tensor, variance: bool) -> tuple[Tensor, Tensor | None]:
-    grid, arguments = _grid(x)
-    splits, span, size = grid[1], arguments['span'], arguments['size']
-    mean = x.new_empty((splits, *x.shape[:2]), dtype=accumulation_dtype(x))
-    m2 = torch.empty_like(mean)
-    _moments_kernel[grid](x, mean, m2, **arguments)
-    if splits == 1:
-        return mean[0], m2[0] / size if variance else None
-    counts = torch.full((splits, 1, 1), span, dtype=mean.dtype, device=x.device)
-    counts[-1] = size - (splits - 1) * span
-    total_mean = mean[0] + ((mean - mean[0]) * counts).sum(0) / size
-    return total_mean, (m2 + (mean - total_mean).square() * counts).sum(0) / size if variance else None
-
-
-def normalise(
-    mean: Tensor,
-    var: Tensor | None,
-    count: int,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    momentum: float | None,
-    eps: float,
-    group: dist.ProcessGroup | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
-    if group is not None:
-        return passes.normalise(mean, var, count, weight, bias, running_mean, running_var, momentum, eps, group)
-    num_images, channels = mean.shape
-    total = count * num_images
-    vectors, z = mean.new_empty((3, *mean.shape)), torch.empty_like(mean)
-    m, invstd = mean.new_empty(channels), mean.new_empty(channels)
-    grid, blocks = _vector_grid(num_images, channels)
-    unused = m  # in place of arguments that the kernel does not touch
-    _normalise_kernel[grid](
-        mean,
-        unused if var is None else var,
-        weight,
-        bias,
-        unused if running_mean is None else running_mean,
-        unused if running_var is None else running_var,
-        vectors,
-        z,
-        m,
-        invstd,
-        num_images,
-        channels,
-        mean.numel(),
-        total / max(total - 1, 1),
-        0.0 if momentum is None else momentum,
-        eps,
-        BATCH=var is not None,
-        UPDATE=momentum is not None,
-        ACC=_accumulator(mean),
-        **blocks,
-    )
-    return vectors, z, m, invstd, total
-
-
-def excite(x: Tensor, vectors: Tensor, gates: Tensor, identity: Tensor) -> Tensor:
-    out = torch.empty_like(x)
-    grid, arguments = _grid(x)
-    _excite_kernel[grid](x, _like(x, identity), vectors, gates.contiguous(), out, **arguments)
-    return out
-
-
-def masked_sums(grad: Tensor, out: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    g = torch.empty_like(x)
-    grid, arguments = _grid(x)
-    sums = x.new_empty((grid[1], 2, *mean.shape), dtype=mean.dtype)
-    _masked_sums_kernel[grid](_like(x, grad), _like(x, out), x, mean, g, sums, **arguments)
-    return g, sums[0] if len(sums) == 1 else sums.sum(0)
-
-
-def coefficients(
-    message: Tensor,
-    dz: Tensor,
-    vectors: Tensor,
-    m: Tensor,
-    invstd: Tensor,
-    count: int,
-    total: int,
-    batch_statistics: bool,
-    group: dist.ProcessGroup | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    if group is not None:
-        return passes.coefficients(message, dz, vectors, m, invstd, count, total, batch_statistics, group)
-    num_images, channels = dz.shape
-    k = dz.new_empty((3 if batch_statistics else 2, num_images, channels))
-    dweight, dbias = torch.empty_like(m), torch.empty_like(m)
-    grid, blocks = _vector_grid(num_images, channels)
-    _coefficients_kernel[grid](
-        message,
-        dz.contiguous(),
-        vectors,
-        m,
-        invstd,
-        k,
-        dweight,
-        dbias,
-        num_images,
-        channels,
-        num_images * channels,
-        count,
-        total,
-        BATCH=batch_statistics,
-        ACC=_accumulator(dz),
-        **blocks,
-    )
-    return k, dweight, dbias
-
-
-def input_gradient(g: Tensor, x: Tensor, mean: Tensor, k: Tensor) -> Tensor:
-    dx = torch.empty_like(x)
-    grid, arguments = _grid(x)
-    _input_gradient_kernel[grid](_like(x, g), x, mean, k, dx, BATCH=len(k) == 3, **arguments)
-    return dx

@@ -1,16 +1,46 @@
 """The passes of the SE residual tail in torch, for the CPU and for torch.compile.
 
-``x``, ``identity``, ``out`` and gradients are (N, C, H, W). A "row" is one channel of one image;
-what is known of rows is (N, C), of channels (C,), both float32, or float64 for float64 maps.
-Every map is read as few times as separate operations allow: whatever follows the first
+``x``, ``identity``, ``out`` and gradients are maps (N, C, H, W). A row is one channel of one
+image; what is known of rows is (N, C), of channels (C,), both float32, or float64 for float64
+maps. Every map is read as few times as separate operations allow: whatever follows the first
 operation works in place.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+class Rows(NamedTuple):
+    """Moments of the rows of a map."""
+
+    mean: Tensor  # (N, C)
+    var: Tensor | None  # (N, C), biased; None if not asked for
+    count: int  # elements of a row
+
+
+class Statistics(NamedTuple):
+    """Which mean and variance batch norm takes, and what becomes of its running ones."""
+
+    running_mean: Tensor | None  # (C,)
+    running_var: Tensor | None  # (C,)
+    batch: bool  # take those of the batch instead
+    momentum: float | None  # of the update of the running ones, None for no update
+    eps: float
+    group: dist.ProcessGroup | None  # processes that share those of the batch
+
+
+class Normalised(NamedTuple):
+    """Batch norm of x, y = slope * (x - row's mean) + z with z the mean of y over H and W."""
+
+    vectors: Tensor  # (3, N, C): the rows' mean, z, slope
+    mean: Tensor  # (C,)
+    invstd: Tensor  # (C,), inverse deviation
+    total: int | Tensor  # elements of a channel, over all processes
 
 
 def accumulation_dtype(x: Tensor) -> torch.dtype:
@@ -19,29 +49,30 @@ def accumulation_dtype(x: Tensor) -> torch.dtype:
 
 
 def to_map(rows: Tensor) -> Tensor:
+    """(N, C) to (N, C, 1, 1)."""
     return rows[:, :, None, None]
 
 
-def row_moments(x: Tensor, variance: bool) -> tuple[Tensor, Tensor | None]:
-    """Mean and biased variance of every row; None for a variance that is not asked for."""
-    dtype = accumulation_dtype(x)
+def row_moments(x: Tensor, variance: bool) -> Rows:
+    """Moments of every row; without ``variance`` only the mean."""
+    dtype, count = accumulation_dtype(x), x.shape[2] * x.shape[3]
     if variance and torch.compiler.is_compiling():  # one generated pass
         var, mean = torch.var_mean(x.to(dtype), (2, 3), correction=0)
-        return mean, var
+        return Rows(mean, var, count)
     mean = x.mean((2, 3), dtype=dtype)
     if not variance:
-        return mean, None
+        return Rows(mean, None, count)
     centred = x - to_map(mean)
     rest = centred.mean((2, 3))  # what rounding left in the mean, which counts where the deviation is much smaller
-    return mean + rest, centred.square_().mean((2, 3)).sub_(rest.square())
+    return Rows(mean + rest, centred.square_().mean((2, 3)).sub_(rest.square()), count)
 
 
 def gather_statistics(mean: Tensor, var: Tensor, count: int, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance of every channel over the processes of ``group``, and their number of elements."""
+    """Mean and biased variance (C,) of every channel over the processes of ``group``, and their number of elements."""
     local = torch.cat([mean, var, mean.new_tensor([count])])
     gathered = [torch.empty_like(local) for _ in range(dist.get_world_size(group))]
     dist.all_gather(gathered, local, group=group)
-    gathered = torch.stack(gathered)
+    gathered = torch.stack(gathered)  # (processes, 2 C + 1)
     counts, (means, variances) = gathered[:, -1:], gathered[:, :-1].chunk(2, dim=1)
     total = counts.sum()
     mean = means[0] + ((means - means[0]) * counts).sum(0) / total
@@ -49,63 +80,46 @@ def gather_statistics(mean: Tensor, var: Tensor, count: int, group: dist.Process
     return mean, var, total
 
 
-def normalise(
-    mean: Tensor,
-    var: Tensor | None,
-    count: int,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    momentum: float | None,
-    eps: float,
-    group: dist.ProcessGroup | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
-    """Batch norm of the rows' means.
+def normalise(rows: Rows, weight: Tensor, bias: Tensor, statistics: Statistics) -> tuple[Tensor, Normalised]:
+    """Batch norm of the rows' means: z (N, C), and what the following passes need.
 
-    Args:
-        mean, var: of the rows; ``var`` None to normalise with the running statistics.
-        count: elements of a row.
-        momentum: of the update of the running statistics, None for no update.
-        group: processes that share batch statistics.
-
-    Returns:
-        vectors (3, N, C): ``mean``, its normalised value z and the factor of batch norm;
-        z again; mean and inverse deviation of the channels; elements of a channel.
+    Updates the running statistics. ``weight`` and ``bias`` are (C,).
     """
-    total = count * len(mean)
-    if var is None:
-        m, v = running_mean.to(mean.dtype), running_var.to(mean.dtype)
+    running_mean, running_var, batch, momentum, eps, group = statistics
+    row_mean, row_var, count = rows
+    total = count * len(row_mean)
+    if not batch:
+        mean, var = running_mean.to(row_mean.dtype), running_var.to(row_mean.dtype)
     else:
-        m = mean[0] + (mean - mean[0]).mean(0)  # of differences, which keep more digits than their sum
-        v = torch.addcmul(var, mean - m, mean - m).mean(0)
+        mean = row_mean[0] + (row_mean - row_mean[0]).mean(0)  # of differences, which keep more digits than their sum
+        var = torch.addcmul(row_var, row_mean - mean, row_mean - mean).mean(0)
         if group is not None:
-            m, v, total = gather_statistics(m, v, total, group)
+            mean, var, total = gather_statistics(mean, var, total, group)
         if momentum is not None:
-            running_mean.lerp_(m.to(running_mean.dtype), momentum)
-            running_var.lerp_((v * (total / (total - 1))).to(running_var.dtype), momentum)
-    invstd = (v + eps).rsqrt()
-    scale = weight * invstd
-    z = torch.addcmul(bias.to(mean.dtype), mean - m, scale)
-    return torch.stack([mean, z, scale.expand_as(z)]), z, m, invstd, total
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_var.lerp_((var * (total / (total - 1))).to(running_var.dtype), momentum)
+    invstd = (var + eps).rsqrt()
+    slope = weight * invstd
+    z = torch.addcmul(bias.to(mean.dtype), row_mean - mean, slope)
+    return z, Normalised(torch.stack([row_mean, z, slope.expand_as(z)]), mean, invstd, total)
 
 
-def affine(x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor | None = None) -> Tensor:
-    """scale * (x - mean) + shift for every row, ``mean`` None for 0; a new tensor."""
+def affine(x: Tensor, slope: Tensor, shift: Tensor, mean: Tensor | None = None) -> Tensor:
+    """slope * (x - mean) + shift for every row, ``mean`` None for 0; a new map."""
     if torch.compiler.is_compiling() or not x.is_contiguous():
-        scaled = x * to_map(scale) if mean is None else (x - to_map(mean)).mul_(to_map(scale))
-        return scaled.add_(to_map(shift))
+        product = x * to_map(slope) if mean is None else (x - to_map(mean)).mul_(to_map(slope))
+        return product.add_(to_map(shift))
     # Batch norm with given statistics is this in one pass, over the channels of an image: here rows.
-    rows = x.view(1, -1, *x.shape[2:])
-    scale, shift = scale.flatten(), shift.flatten()
-    mean = torch.zeros_like(scale) if mean is None else mean.flatten()
-    return torch.batch_norm(rows, scale, shift, mean, torch.ones_like(mean), False, 0.0, 0.0, False).view_as(x)
+    rows = x.view(1, -1, *x.shape[2:])  # (1, N C, H, W)
+    slope, shift = slope.flatten(), shift.flatten()
+    mean = torch.zeros_like(slope) if mean is None else mean.flatten()
+    return torch.batch_norm(rows, slope, shift, mean, torch.ones_like(mean), False, 0.0, 0.0, False).view_as(x)
 
 
-def excite(x: Tensor, vectors: Tensor, gates: Tensor, identity: Tensor) -> Tensor:
-    """relu(gates * y + identity), where y = scale * (x - mean) + z is x after batch norm."""
-    mean, z, scale = vectors
-    return affine(x, scale * gates, z * gates, mean).add_(identity).relu_().to(x.dtype)
+def scale_add_relu(x: Tensor, vectors: Tensor, gates: Tensor, identity: Tensor) -> Tensor:
+    """relu(gates * y + identity), where y is x after batch norm; ``vectors`` as in :class:`Normalised`."""
+    mean, z, slope = vectors
+    return affine(x, slope * gates, z * gates, mean).add_(identity).relu_().to(x.dtype)
 
 
 def masked_sums(grad: Tensor, out: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,42 +142,40 @@ def masked_sums(grad: Tensor, out: Tensor, x: Tensor, mean: Tensor) -> tuple[Ten
 def coefficients(
     message: Tensor,
     dz: Tensor,
-    vectors: Tensor,
-    m: Tensor,
-    invstd: Tensor,
+    normalised: Normalised,
+    *,
     count: int,
-    total: int,
-    batch_statistics: bool,
+    batch: bool,
     group: dist.ProcessGroup | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What the gradient of x needs.
 
     Args:
         message: (3, N, C), the gates and :func:`masked_sums`.
-        dz: gradient of z through the gate.
-        vectors, m, invstd: of :func:`normalise`.
-        count, total: elements of a row and of a channel.
-        batch_statistics: whether m and invstd depend on x.
-        group: processes that share batch statistics.
+        dz: (N, C), gradient of z through the gates.
+        normalised: of :func:`normalise`.
+        count: elements of a row.
+        batch, group: as in :class:`Statistics`.
 
     Returns:
-        k, (2, N, C) or with batch statistics (3, N, C): the gradient of x is
-        k0 * g + k1 + k2 * (x - mean); gradients of batch norm's weight and bias.
+        k, (2, N, C) or with statistics of the batch (3, N, C): the gradient of x is
+        k0 * g + k1 + k2 * (x - row's mean); gradients (C,) of batch norm's weight and bias.
     """
-    (gates, sum_g, sum_gx), (mean, _, scale) = message, vectors
-    zhat = (mean - m) * invstd
+    vectors, mean, invstd, total = normalised
+    (gates, sum_g, sum_gx), (row_mean, _, slope) = message, vectors
+    zhat = (row_mean - mean) * invstd
     dy = torch.addcmul(dz, gates, sum_g)  # sum over the row of the gradient of y
-    dyx = gates * sum_gx * invstd + dy * zhat  # the same, of the gradient times normalised x
+    dyx = gates * sum_gx * invstd + dy * zhat  # sum over the row of that gradient times normalised x
     dbias, dweight = dy.sum(0), dyx.sum(0)
-    k0, k1 = gates * scale, scale * dz / count
-    if not batch_statistics:
+    k0, k1 = gates * slope, slope * dz / count
+    if not batch:
         return torch.stack([k0, k1]), dweight, dbias
     sums = torch.stack([dbias, dweight])
     if group is not None:
         dist.all_reduce(sums, group=group)
     mean_dy, mean_dyx = sums / total
-    k1 = k1 - scale * (mean_dy + zhat * mean_dyx)
-    return torch.stack([k0, k1, -scale * invstd * mean_dyx]), dweight, dbias
+    k1 = k1 - slope * (mean_dy + zhat * mean_dyx)
+    return torch.stack([k0, k1, -slope * invstd * mean_dyx]), dweight, dbias
 
 
 def input_gradient(g: Tensor, x: Tensor, mean: Tensor, k: Tensor) -> Tensor:

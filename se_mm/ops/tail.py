@@ -1,19 +1,19 @@
-"""The SE residual tail: relu(y * gate(squeeze(y)) + identity) with y = batch norm of x.
+"""The SE residual tail: relu(y * gate(z) + identity) with y = batch norm of x and z the squeeze of y.
 
 Squeeze-and-Excitation Networks, Hu et al., https://arxiv.org/abs/1709.01507, figure 3.
 
-Done one after the other, its operations read and write the feature map a dozen times and keep y
+Done one after the other, its operations read and write the feature map a dozen times and store y
 for backward. None of that is needed. With w, b, m and v the weight, bias, mean and inverse
 deviation of batch norm, mean_nc the mean of image n's channel c, and s the gates:
 
 * squeeze: batch norm is affine, so the mean of y is z = w v (mean_nc - m) + b, and one pass over
   x for the moments of its rows gives z, m and v;
 * excitation: s = gate(z), N x C numbers, any module;
-* one pass: out = relu(s (w v (x - mean_nc) + z) + identity).
+* scale, sum and ReLU: one pass, out = relu(s (w v (x - mean_nc) + z) + identity).
 
 Backward takes one pass for g, the gradient before ReLU, with the sums of g and g (x - mean_nc)
 over every row, from which all vectors follow, and one for the gradient of x,
-k0 g + k1 + k2 (x - mean_nc). Only x and out are kept, both of which a plain residual unit keeps.
+k0 g + k1 + k2 (x - mean_nc). Only x and out are stored, both of which a plain residual unit stores.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from . import passes
+from .passes import Normalised, Statistics
 
 BACKENDS = ('plain', 'torch', 'triton')
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -46,22 +47,56 @@ class Choice(NamedTuple):
     reason: str
 
 
+SYMBOLIC = Choice('plain', 'symbolic traces have standard operations')
 IN_PLACE = Choice('plain', 'without gradients, the operations in place are the fastest on the CPU')
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether anything is called with a module's input, output or gradients."""
+    m = module
+    return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
+
+
+def why_not_fused(norm: nn.Module, **skipped: nn.Module) -> str | None:
+    """Why a tail with this norm can never be fused; None if it can.
+
+    Args:
+        norm: the norm before SE.
+        skipped: by name, further modules that would not be called, which hooks would miss.
+    """
+    # classes count that normalise as these do, such as MMEngine's SyncBatchNorm and what it becomes on one device
+    batch_norm = isinstance(norm, nn.modules.batchnorm._BatchNorm) and type(norm).forward in BATCH_NORMS
+    if not batch_norm and type(norm) is not nn.Identity:
+        return f'{type(norm).__name__} is not BatchNorm2d, SyncBatchNorm or Identity'
+    if has_hooks(norm):
+        return f'{type(norm).__name__} has hooks, which want to see its input or output'
+    for name, module in skipped.items():
+        if has_hooks(module):
+            return f'{name} has hooks, which want to see its input or output'
+    return None
+
+
 def choose(x: Tensor, identity: Tensor, norm: nn.Module) -> Choice:
-    """The way :func:`se_tail` takes for these arguments.
+    """What :func:`se_tail` does with these arguments.
 
     'plain' runs the operations one after the other, 'torch' the passes as torch operations,
     'triton' the passes as Triton kernels.
     """
-    group = _process_group(norm)
-    if not torch.is_grad_enabled() and x.device.type == 'cpu' and group is None and not torch.compiler.is_compiling():
+    why = why_not_fused(norm)
+    return Choice('plain', why) if why else _choose(x, identity, norm)
+
+
+def _choose(x: Tensor, identity: Tensor, norm: nn.Module) -> Choice:
+    """:func:`choose` for a norm that can be fused."""
+    if not isinstance(x, Tensor):
+        return SYMBOLIC
+    group, compiling = _process_group(norm), torch.compiler.is_compiling()
+    if not torch.is_grad_enabled() and x.device.type == 'cpu' and group is None and not compiling:
         return IN_PLACE
-    why = why_not_fused(norm) or _why_not_here(x, identity, group)
+    why = _why_not_here(x, identity, group, compiling)
     if why:
         return Choice('plain', why)
-    if torch.compiler.is_compiling():
+    if compiling:
         return Choice('torch', 'torch.compile turns each pass into one kernel')
     if x.is_cuda:
         return Choice('triton', 'one Triton kernel for each pass')
@@ -72,30 +107,14 @@ def choose(x: Tensor, identity: Tensor, norm: nn.Module) -> Choice:
     return Choice('torch', 'torch operations are the fastest on the CPU')
 
 
-def has_hooks(module: nn.Module) -> bool:
-    m = module
-    return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
-
-
-def why_not_fused(norm: nn.Module) -> str | None:
-    """Why a tail with this norm can never be fused; None if it can."""
-    # classes count that normalise as these do, such as MMEngine's SyncBatchNorm and what it becomes on one device
-    batch_norm = isinstance(norm, nn.modules.batchnorm._BatchNorm) and type(norm).forward in BATCH_NORMS
-    if not batch_norm and type(norm) is not nn.Identity:
-        return f'{type(norm).__name__} is not BatchNorm2d, SyncBatchNorm or Identity'
-    if has_hooks(norm):
-        return f'{type(norm).__name__} has hooks, which want to see its input or output'
-    return None
-
-
-def _why_not_here(x: Tensor, identity: Tensor, group: dist.ProcessGroup | None) -> str | None:
+def _why_not_here(x: Tensor, identity: Tensor, group: dist.ProcessGroup | None, compiling: bool) -> str | None:
     if torch.jit.is_tracing() or getattr(torch.compiler, 'is_exporting', bool)():
-        return 'exported graphs keep standard operations'
+        return 'exported graphs have standard operations'
     if x.device.type not in ('cpu', 'cuda'):
         return f'no kernels for {x.device.type}'
-    if x.is_cuda and not torch.compiler.is_compiling() and (why := _why_not_triton(x.device)):
+    if x.is_cuda and not compiling and (why := _why_not_triton(x.device)):
         return why
-    if torch.compiler.is_compiling() and group is not None:
+    if compiling and group is not None:
         return 'torch.compile does not trace the communication of SyncBatchNorm'
     if x.dtype not in DTYPES:
         return f'no kernels for {x.dtype}'
@@ -125,18 +144,29 @@ def _process_group(norm: nn.Module) -> dist.ProcessGroup | None:
     return group if dist.get_world_size(group) > 1 else None
 
 
-def plain_se_tail(x: Tensor, identity: Tensor, norm: nn.Module, gate: Gate) -> Tensor:
-    """:func:`se_tail` by its definition, for any norm and dtype: what the fused ways are compared with."""
+def plain_se_tail(x: Tensor, identity: Tensor, norm: nn.Module, gate: Gate, *, in_place: bool = False) -> Tensor:
+    """:func:`se_tail` by its definition, for any norm and dtype: what the fused backends are compared with.
+
+    Args:
+        x, identity, norm, gate: of :func:`se_tail`.
+        in_place: whether norm(x) may be overwritten: there are no gradients, and no hook holds it.
+    """
     y = norm(x)
-    gates = gate(y.mean((2, 3))).to(y.dtype).unsqueeze(-1).unsqueeze(-1)
-    if identity.dtype != y.dtype:
+    gates = gate(y.mean((2, 3))).to(y.dtype).unsqueeze(-1).unsqueeze(-1)  # (N, C, 1, 1)
+    if not isinstance(y, Tensor) or identity.dtype != y.dtype:
         return (y * gates + identity).relu_()
-    # into y, if nobody else can hold it
-    fresh = y is not x and not torch.is_grad_enabled() and not torch.jit.is_tracing() and why_not_fused(norm) is None
-    return torch.addcmul(identity, y, gates, out=y if fresh else None).relu_()
+    return torch.addcmul(identity, y, gates, out=y if in_place and y is not x else None).relu_()
 
 
-def se_tail(x: Tensor, identity: Tensor, norm: nn.Module, gate: Gate, backend: str | None = None) -> Tensor:
+def se_tail(
+    x: Tensor,
+    identity: Tensor,
+    norm: nn.Module,
+    gate: Gate,
+    backend: str | None = None,
+    *,
+    fusible: bool = False,
+) -> Tensor:
     """relu(y * gate(z) + identity), where y = norm(x) and z is the mean of y over H and W.
 
     Args:
@@ -148,61 +178,65 @@ def se_tail(x: Tensor, identity: Tensor, norm: nn.Module, gate: Gate, backend: s
         gate: module or function from z to gates, both (N, C); under autocast it may return
             another dtype than that of x, in which it gets z.
         backend: one of ``BACKENDS``, None for :func:`choose`.
+        fusible: True if the caller knows that :func:`why_not_fused` has no reason; it is not asked again.
 
     Returns:
         (N, C, H, W), of the dtype of x (promoted with that of identity if they differ).
 
     Note:
-        All processes that share a SyncBatchNorm have to take the same way: hooks on the norm of some
+        All processes that share a SyncBatchNorm have to take the same backend: hooks on the norm of some
         of them only, or an empty batch, would mix up what they exchange.
 
     Raises:
-        ValueError: unknown backend; batch statistics of a single element.
-        RuntimeError: in backward, for second derivatives, which only the plain way has.
+        ValueError: unknown backend, or one that has no such norm; batch statistics of a single element.
+        RuntimeError: in backward, for second derivatives, which only 'plain' has.
     """
-    if backend is None:
-        backend = choose(x, identity, norm).backend
-    if backend not in BACKENDS:
+    if backend not in (None, *BACKENDS):
         raise ValueError(f'backend={backend!r}: choose one of {BACKENDS}')
+    why = None if fusible else why_not_fused(norm)
+    if why and backend not in (None, 'plain'):
+        raise ValueError(f"backend={backend!r}: {why}; choose 'plain'")
+    if backend is None or not isinstance(x, Tensor):
+        backend = 'plain' if why else _choose(x, identity, norm).backend
     if backend == 'plain':
-        return plain_se_tail(x, identity, norm, gate)
+        in_place = why is None and not (torch.is_grad_enabled() or torch.jit.is_tracing())
+        return plain_se_tail(x, identity, norm, gate, in_place=in_place)
+
     if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
         x = x.contiguous()
-    ops, arguments = _backend(backend), _batch_norm_arguments(x, norm)
+    ops, (weight, bias, statistics) = _backend(backend), _batch_norm_arguments(x, norm)
     with torch.cuda.device_of(x) if backend == 'triton' else nullcontext():  # kernels run on the current GPU
         if not torch.is_grad_enabled():
-            vectors, z, *_ = squeeze(ops, x, *arguments)
-            return ops.excite(x, vectors, gate(z.to(x.dtype)).to(z.dtype), identity)
-        x, vectors, z = Squeeze.apply(ops, x, *arguments)
-        return Excite.apply(ops, x, vectors, gate(z.to(x.dtype)).to(z.dtype), identity)
+            z, normalised = normalised_means(ops, x, weight, bias, statistics)
+            return ops.scale_add_relu(x, normalised.vectors, gate(z.to(x.dtype)).to(z.dtype), identity)
+        x, vectors, z = NormalisedMeans.apply(ops, x, weight, bias, statistics)
+        return ScaleAddReLU.apply(ops, x, vectors, gate(z.to(x.dtype)).to(z.dtype), identity)
 
 
-def _batch_norm_arguments(x: Tensor, norm: nn.Module) -> tuple:
-    """weight, bias, running mean and variance, whether to use those of the batch, momentum of the update, eps and
-    process group; counts the batch."""
+def _batch_norm_arguments(x: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor, Statistics]:
+    """Weight and bias (C,) and the statistics of a norm, which counts the batch."""
     dtype = passes.accumulation_dtype(x)
     if isinstance(norm, nn.Identity) or norm.weight is None or norm.bias is None:
         ones, zeros = x.new_ones(x.shape[1], dtype=dtype), x.new_zeros(x.shape[1], dtype=dtype)
     if isinstance(norm, nn.Identity):
-        return ones, zeros, zeros, ones, False, None, 0.0, None
+        return ones, zeros, Statistics(zeros, ones, batch=False, momentum=None, eps=0.0, group=None)
     weight = ones if norm.weight is None else norm.weight
     bias = zeros if norm.bias is None else norm.bias
     momentum = None
     if norm.training and norm.track_running_stats and norm.running_mean is not None:
         norm.num_batches_tracked.add_(1)
         momentum = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
-    batch = norm.training or norm.running_mean is None
-    group = _process_group(norm)
+    batch, group = norm.training or norm.running_mean is None, _process_group(norm)
     if batch and group is None and x.numel() == x.shape[1]:
         raise ValueError(f'Expected more than 1 value per channel when training, got input size {tuple(x.shape)}')
-    return weight, bias, norm.running_mean, norm.running_var, batch, momentum, norm.eps, group
+    return weight, bias, Statistics(norm.running_mean, norm.running_var, batch, momentum, norm.eps, group)
 
 
 def _backend(name: str) -> ModuleType:
     if name == 'triton':
-        from . import kernels
+        from . import triton_passes
 
-        return kernels
+        return triton_passes
     return passes
 
 
@@ -214,57 +248,51 @@ def _refuse_second_derivatives() -> None:
         )
 
 
-def squeeze(
-    ops: ModuleType,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    batch: bool,
-    momentum: float | None,
-    eps: float,
-    group: dist.ProcessGroup | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
-    """Everything before the gate, see :func:`passes.normalise`."""
-    mean, var = ops.row_moments(x, variance=batch)
-    count = x.shape[2] * x.shape[3]
-    return ops.normalise(mean, var, count, weight, bias, running_mean, running_var, momentum, eps, group)
+def normalised_means(
+    ops: ModuleType, x: Tensor, weight: Tensor, bias: Tensor, statistics: Statistics
+) -> tuple[Tensor, Normalised]:
+    """All that comes before the gates, see :func:`passes.normalise`."""
+    return ops.normalise(ops.row_moments(x, variance=statistics.batch), weight, bias, statistics)
 
 
-class Squeeze(Function):
-    """x to x, vectors, z. Gradients come with a message: z gets that of the gate alone.
+class NormalisedMeans(Function):
+    """x to x, vectors, z. Gradients come with a message: z gets that of the gates alone.
 
-    The gradient of x through batch norm needs what :class:`Excite` sums in backward. It arrives as
-    the "gradients" of the first two outputs, which only Excite may use: g, the gradient before
-    ReLU, and, in place of the vectors' gradient, the gates with the sums over g.
+    The gradient of x through batch norm needs what :class:`ScaleAddReLU` sums in backward. It
+    arrives as the "gradients" of the first two outputs, which only that class may use: g, the
+    gradient before ReLU, and, in place of the vectors' gradient, the gates with the sums over g.
     """
 
     @staticmethod
-    def forward(ctx, ops, x, weight, bias, running_mean, running_var, batch, momentum, eps, group):
-        vectors, z, m, invstd, total = squeeze(
-            ops, x, weight, bias, running_mean, running_var, batch, momentum, eps, group
-        )
-        ctx.save_for_backward(x, vectors, m, invstd)
-        ctx.constants = x.shape[2] * x.shape[3], total, batch, group
-        ctx.ops, ctx.dtype = ops, weight.dtype
+    def forward(ctx, ops, x, weight, bias, statistics):
+        z, (vectors, mean, invstd, total) = normalised_means(ops, x, weight, bias, statistics)
+        ctx.save_for_backward(x, vectors, mean, invstd)
+        ctx.ops, ctx.dtype, ctx.total = ops, weight.dtype, total
+        ctx.batch, ctx.group = statistics.batch, statistics.group
         return x, vectors, z
 
     @staticmethod
     def backward(ctx, g, message, dz):
         _refuse_second_derivatives()
-        x, vectors, m, invstd = ctx.saved_tensors
-        k, dweight, dbias = ctx.ops.coefficients(message, dz, vectors, m, invstd, *ctx.constants)
+        x, vectors, mean, invstd = ctx.saved_tensors
+        k, dweight, dbias = ctx.ops.coefficients(
+            message,
+            dz,
+            Normalised(vectors, mean, invstd, ctx.total),
+            count=x.shape[2] * x.shape[3],
+            batch=ctx.batch,
+            group=ctx.group,
+        )
         dx = ctx.ops.input_gradient(g, x, vectors[0], k) if ctx.needs_input_grad[1] else None
-        return None, dx, dweight.to(ctx.dtype), dbias.to(ctx.dtype), *[None] * 6
+        return None, dx, dweight.to(ctx.dtype), dbias.to(ctx.dtype), None
 
 
-class Excite(Function):
-    """relu(gates * y + identity) from what :class:`Squeeze` returns."""
+class ScaleAddReLU(Function):
+    """relu(gates * y + identity) from what :class:`NormalisedMeans` returns."""
 
     @staticmethod
     def forward(ctx, ops, x, vectors, gates, identity):
-        out = ops.excite(x, vectors, gates, identity)
+        out = ops.scale_add_relu(x, vectors, gates, identity)
         ctx.save_for_backward(x, vectors, gates, out)
         ctx.ops = ops
         return out
@@ -273,7 +301,7 @@ class Excite(Function):
     def backward(ctx, grad):
         _refuse_second_derivatives()
         x, vectors, gates, out = ctx.saved_tensors
-        mean, z, scale = vectors
+        mean, z, slope = vectors
         g, sums = ctx.ops.masked_sums(grad, out, x, mean)
-        dgates = torch.addcmul(z * sums[0], scale, sums[1])
+        dgates = torch.addcmul(z * sums[0], slope, sums[1])
         return None, g, torch.cat([gates[None], sums]), dgates, g

@@ -94,4 +94,4 @@ def _is_of_plugin(model: nn.Module, name: str) -> bool:
     if len(parts) <= 3:
         return False
     block = model.get_submodule('.'.join(parts[:2]))
-    return any(parts[2] in plugins for *_, plugins in getattr(block, 'layers', ()))
+    return any(parts[2] in names for names in getattr(block, 'plugin_names', {}).values())

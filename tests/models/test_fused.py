@@ -17,7 +17,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from se_mm.analysis import stored_bytes
-from se_mm.models import SEResNet, SEResNeXt
+from se_mm.models import SEInceptionResNetV2, SEResNet, SEResNeXt, SEShuffleNet
+from se_mm.ops import tail
 from se_mm.utils.config import build_model, load_config
 
 
@@ -98,6 +99,27 @@ def test_blocks_say_why_they_are_not_fused(kwargs, reason, caplog):
     assert ('without fusion' in caplog.text) == (reason is not None and 'fused_se' not in kwargs)
 
 
+def test_units_without_a_norm_or_a_sum_say_why_they_are_not_fused():
+    shuffle = SEShuffleNet(widen_factor=0.5)
+    assert 'concatenation' in shuffle.stage1[0].why_not_fused() and shuffle.stage1[1].why_not_fused() is None
+    inception = SEInceptionResNetV2(width=0.25, blocks=(1, 1, 2))
+    units = [inception.stage1[1], *inception.stage3[1:3]]
+    assert [unit.why_not_fused() for unit in units] == [None, None, 'Identity stands in place of ReLU']
+    plain = SEShuffleNet(widen_factor=0.5, with_se=False).stage1[1]
+    assert plain.why_not_fused() == 'Identity stands in place of SELayer'
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_hooks_are_looked_for_once(monkeypatch, training):
+    model = SEResNet(18, base_channels=16, norm_eval=False).train(training)
+    examined, has_hooks = [], tail.has_hooks
+    monkeypatch.setattr(tail, 'has_hooks', lambda module: examined.append(module) or has_hooks(module))
+    with torch.set_grad_enabled(training):
+        model(torch.rand(2, 3, 32, 32))
+    norms = [block.last_norm for name in model.res_layers for block in getattr(model, name)]
+    assert set(norms) < set(examined) and len(examined) == len(set(examined))
+
+
 @pytest.mark.parametrize('name', ['bn2', 'se_layer', 'se_layer.squeeze', 'drop_path', 'relu'])
 def test_hooks_see_what_they_hook(name):
     fused, plain = (model.eval() for model in twins(SEResNet, 18, base_channels=16))
@@ -122,8 +144,8 @@ def test_replaced_parts_are_used():
         model.eval()
         model.layer2[1].se_layer = nn.Identity()
         model.layer3[1].relu = nn.SiLU()
-    assert fused.layer2[1].why_not_fused() == 'se_layer was replaced'
-    assert fused.layer3[1].why_not_fused() == 'relu was replaced'
+    assert fused.layer2[1].why_not_fused() == 'Identity stands in place of SELayer'
+    assert fused.layer3[1].why_not_fused() == 'SiLU stands in place of ReLU'
     for a, b in zip(fused(x), plain(x)):
         torch.testing.assert_close(a, b)
 
@@ -183,8 +205,8 @@ def test_folding_of_batch_norm():
 
 
 @pytest.mark.parametrize('norm_eval', [False, True])
-def test_training_keeps_no_more_than_without_se(norm_eval):
-    """SE-ResNet-50 at 224: at most 1 % more than ResNet-50; other implementations keep a quarter more."""
+def test_training_stores_no_more_activations_than_without_se(norm_eval):
+    """SE-ResNet-50 at 224: at most 1 % more than ResNet-50; other implementations store a quarter more."""
     x = torch.rand(1, 3, 224, 224)
     init_default_scope('mmdet')
     models = dict(
@@ -193,12 +215,12 @@ def test_training_keeps_no_more_than_without_se(norm_eval):
         unfused=SEResNet(50, norm_eval=norm_eval, fused_se=False),
         mmpretrain=MMPretrainSEResNet(50, out_indices=(0, 1, 2, 3), norm_eval=norm_eval),
     )
-    kept = {}
+    stored = {}
     for name, model in models.items():
         model.train()
-        kept[name] = stored_bytes(model, lambda model=model: model(x))
-    assert kept['fused'] <= 1.01 * kept['plain']
-    assert kept['unfused'] > 1.2 * kept['plain'] and kept['mmpretrain'] > 1.2 * kept['plain']
+        stored[name] = stored_bytes(model, lambda model=model: model(x))
+    assert stored['fused'] <= 1.01 * stored['plain']
+    assert stored['unfused'] > 1.2 * stored['plain'] and stored['mmpretrain'] > 1.2 * stored['plain']
 
 
 def training_losses(model, steps, dtype):

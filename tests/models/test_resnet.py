@@ -269,7 +269,8 @@ def test_se_layer_is_the_papers_equations():
     w2, b2 = layer.conv2.conv.weight[:, :, 0, 0], layer.conv2.conv.bias
     s = torch.sigmoid((z @ w1.T + b1).relu() @ w2.T + b2)
     torch.testing.assert_close(layer(x), x * s[:, :, None, None])
-    torch.testing.assert_close(layer.scale(x)[:, :, 0, 0], s)
+    torch.testing.assert_close(layer.gates(x)[:, :, 0, 0], s)
+    assert torch.equal(layer.scale(x), layer.gates(x))
 
 
 @pytest.mark.parametrize('size', [33, 64, 97])

@@ -9,6 +9,7 @@ from mmcv.cnn import fuse_conv_bn
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from se_mm.models import BACKBONES, SELayer
 from se_mm.models.blocks import SE_POSITIONS
@@ -110,6 +111,48 @@ def test_compiled_in_one_graph_and_traced(name):
     for a, b, c in zip(expected, compiled, traced):
         torch.testing.assert_close(a, b)
         torch.testing.assert_close(a, c)
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_symbolic_traces_compute_the_same(name, training):
+    model = build(name, se_ratio=4).double().train(training)
+    traced = torch.fx.symbolic_trace(copy.deepcopy(model))
+    assert set(traced.state_dict()) == set(model.state_dict())
+    x = image(2, 96, 96, dtype=torch.float64)
+    results = []
+    for module in (model, traced):
+        outs = module(x)
+        loss_of(outs).backward()
+        results.append([*outs, *(p.grad for _, p in sorted(module.named_parameters()))])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+    for key, value in traced.state_dict().items():
+        torch.testing.assert_close(value, model.state_dict()[key])
+
+
+def test_features_of_torchvisions_extractor(name):
+    model = build(name).double().eval()
+    stages = [model.stage_names[i] for i in model.out_indices]
+    extractor = create_feature_extractor(model, stages).eval()
+    x = image(1, 96, 96, dtype=torch.float64)
+    with torch.no_grad():
+        for stage, out in zip(stages, model(x), strict=True):
+            torch.testing.assert_close(extractor(x)[stage], out)
+
+
+@pytest.mark.parametrize('name, kwargs, size', [
+    *(('SEResNet-bottleneck', dict(se_position=position), 96) for position in SE_POSITIONS),
+    ('SEResNet-bottleneck', dict(fused_se='torch', with_cp=True, deep_stem=True), 96),
+    ('SEResNet', dict(se_cfg=dict(squeeze='none')), 96),
+    ('SEVGG', dict(num_classes=4, out_indices=None), 224),
+    ('SECNN', dict(num_classes=4), 32),
+], ids=str)  # fmt: skip
+def test_symbolic_traces_of_options(name, kwargs, size):
+    model = build(name, **kwargs).double().train()
+    traced = torch.fx.symbolic_trace(model)
+    x = image(2, size, size, dtype=torch.float64)
+    for a, b in zip(model(x), traced(x), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_recomputed_activations_give_the_same_gradients(name):

@@ -49,7 +49,7 @@ print(json.dumps(report))
     Version(triton.__version__) < Version('3.3'), reason='Triton before 3.3 has another interface to its compiler'
 )
 @pytest.mark.parametrize(
-    'name', ['_moments', '_normalise', '_excite', '_masked_sums', '_coefficients', '_input_gradient']
+    'name', ['_moments', '_normalise', '_scale_add_relu', '_masked_sums', '_coefficients', '_input_gradient']
 )
 def test_compiles_for_gpus(name, run):
     """For Ampere and Hopper, all dtypes and layouts; maps are read and written 16 bytes at a time."""

@@ -1,0 +1,159 @@
+"""The passes of the SE residual tail by Triton kernels, for GPUs.
+
+Functions are those of :mod:`passes`, with the same arguments and results. All maps of a call are
+brought to the layout of x, contiguous or channels_last.
+"""
+
+import torch
+import torch.distributed as dist
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import kernels, passes
+from .passes import Normalised, Rows, Statistics, accumulation_dtype
+
+PROGRAMS = 1024  # that a reduction is split into if it has fewer rows; several for each multiprocessor
+
+
+def _accumulator(x: Tensor) -> tl.dtype:
+    return tl.float64 if x.dtype == torch.float64 else tl.float32
+
+
+def _like(x: Tensor, other: Tensor) -> Tensor:
+    """``other`` in the layout of x."""
+    return other.contiguous() if x.is_contiguous() else other.contiguous(memory_format=torch.channels_last)
+
+
+def _grid(x: Tensor) -> tuple[tuple[int, int], dict]:
+    """Programs and the arguments that all kernels of maps share: (images x blocks of channels, splits of positions).
+
+    A tile is 2048 to 4096 elements, long where memory is contiguous.
+    """
+    num_images, channels, height, width = x.shape
+    size = height * width
+    if x.is_contiguous():
+        strides = size, 1
+        block_p = min(triton.next_power_of_2(size), 1024)
+        block_c = min(triton.next_power_of_2(channels), max(1, 1024 // block_p) * 2)
+    else:
+        strides = 1, channels
+        block_c = min(triton.next_power_of_2(channels), 64)
+        block_p = min(triton.next_power_of_2(size), 4096 // block_c)
+    blocks = num_images * triton.cdiv(channels, block_c)
+    splits = max(1, min(PROGRAMS // blocks, triton.cdiv(size, 4 * block_p)))
+    span = triton.cdiv(triton.cdiv(size, splits), block_p) * block_p
+    arguments = dict(
+        C=channels,
+        size=size,
+        rows=num_images * channels,
+        span=span,
+        channel_stride=strides[0],
+        position_stride=strides[1],
+        ACC=_accumulator(x),
+        BLOCK_C=block_c,
+        BLOCK_P=block_p,
+    )
+    return (blocks, triton.cdiv(size, span)), arguments
+
+
+def _vector_grid(rows: Tensor) -> tuple[tuple[int], dict]:
+    """The same for kernels of (N, C): blocks of channels."""
+    num_images, channels = rows.shape
+    block_n = min(triton.next_power_of_2(num_images), 64)
+    arguments = dict(N=num_images, C=channels, rows=rows.numel(), ACC=_accumulator(rows), BLOCK_N=block_n, BLOCK_C=16)
+    return (triton.cdiv(channels, 16),), arguments
+
+
+def row_moments(x: Tensor, variance: bool) -> Rows:
+    grid, arguments = _grid(x)
+    splits, span, size = grid[1], arguments['span'], arguments['size']
+    mean = x.new_empty((splits, *x.shape[:2]), dtype=accumulation_dtype(x))
+    m2 = torch.empty_like(mean)
+    kernels._moments_kernel[grid](x, mean, m2, **arguments)
+    if splits == 1:
+        return Rows(mean[0], m2[0] / size if variance else None, size)
+    counts = torch.full((splits, 1, 1), span, dtype=mean.dtype, device=x.device)
+    counts[-1] = size - (splits - 1) * span
+    row_mean = mean[0] + ((mean - mean[0]) * counts).sum(0) / size
+    var = (m2 + (mean - row_mean).square() * counts).sum(0) / size if variance else None
+    return Rows(row_mean, var, size)
+
+
+def normalise(rows: Rows, weight: Tensor, bias: Tensor, statistics: Statistics) -> tuple[Tensor, Normalised]:
+    if statistics.group is not None:
+        return passes.normalise(rows, weight, bias, statistics)
+    running_mean, running_var, batch, momentum, eps, _ = statistics
+    num_images, channels = rows.mean.shape
+    total = rows.count * num_images
+    vectors, z = rows.mean.new_empty((3, num_images, channels)), torch.empty_like(rows.mean)
+    mean, invstd = z.new_empty(channels), z.new_empty(channels)
+    unused = mean  # in place of tensors that the kernel does not touch
+    grid, arguments = _vector_grid(z)
+    kernels._normalise_kernel[grid](
+        rows.mean,
+        rows.var if batch else unused,
+        weight,
+        bias,
+        unused if running_mean is None else running_mean,
+        unused if running_var is None else running_var,
+        vectors,
+        z,
+        mean,
+        invstd,
+        unbiased=total / max(total - 1, 1),
+        momentum=0.0 if momentum is None else momentum,
+        eps=eps,
+        BATCH=batch,
+        UPDATE=momentum is not None,
+        **arguments,
+    )
+    return z, Normalised(vectors, mean, invstd, total)
+
+
+def scale_add_relu(x: Tensor, vectors: Tensor, gates: Tensor, identity: Tensor) -> Tensor:
+    out = torch.empty_like(x)
+    grid, arguments = _grid(x)
+    kernels._scale_add_relu_kernel[grid](x, _like(x, identity), vectors, gates.contiguous(), out, **arguments)
+    return out
+
+
+def masked_sums(grad: Tensor, out: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    g = torch.empty_like(x)
+    grid, arguments = _grid(x)
+    sums = x.new_empty((grid[1], 2, *mean.shape), dtype=mean.dtype)
+    kernels._masked_sums_kernel[grid](_like(x, grad), _like(x, out), x, mean, g, sums, **arguments)
+    return g, sums[0] if len(sums) == 1 else sums.sum(0)
+
+
+def coefficients(
+    message: Tensor, dz: Tensor, normalised: Normalised, *, count: int, batch: bool, group: dist.ProcessGroup | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    if group is not None:
+        return passes.coefficients(message, dz, normalised, count=count, batch=batch, group=group)
+    vectors, mean, invstd, total = normalised
+    k = vectors.new_empty((3 if batch else 2, *dz.shape))
+    dweight, dbias = torch.empty_like(mean), torch.empty_like(mean)
+    grid, arguments = _vector_grid(dz)
+    kernels._coefficients_kernel[grid](
+        message,
+        dz.contiguous(),
+        vectors,
+        mean,
+        invstd,
+        k,
+        dweight,
+        dbias,
+        count=count,
+        total=total,
+        BATCH=batch,
+        **arguments,
+    )
+    return k, dweight, dbias
+
+
+def input_gradient(g: Tensor, x: Tensor, mean: Tensor, k: Tensor) -> Tensor:
+    dx = torch.empty_like(x)
+    grid, arguments = _grid(x)
+    kernels._input_gradient_kernel[grid](_like(x, g), x, mean, k, dx, BATCH=len(k) == 3, **arguments)
+    return dx
