@@ -87,7 +87,7 @@ class Backbone(BaseModule):
         if len(self.with_se) != n:
             raise ValueError(f'with_se={self.with_se} has {len(self.with_se)} entries for num_stages={n}: give {n}')
 
-    def se_layer(self, stage: int, channels: int) -> nn.Module:
+    def make_se_layer(self, stage: int, channels: int) -> nn.Module:
         """SE for a stage; where ``with_se`` is False, Identity."""
         return SELayer(channels, **self.se_cfg) if self.with_se[stage] else nn.Identity()
 

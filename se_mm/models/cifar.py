@@ -7,6 +7,7 @@ Variations of Squeeze and Excitation networks, https://arxiv.org/abs/2304.06502,
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from mmcv.cnn import ConvModule, build_norm_layer
 from mmengine.model import BaseModule
@@ -42,7 +43,7 @@ class PreActBlock(BaseModule):
         in_channels, out_channels: channels.
         stride: of the first convolution, in bottlenecks the 1x1 as in the authors' code.
         kernels: of the convolutions, (3, 3), or (1, 3, 1) for a bottleneck of a quarter of the channels.
-        se_layer: SE for a number of channels.
+        make_se_layer: makes SE for a number of channels.
         norm_cfg: config of the norms.
     """
 
@@ -52,7 +53,7 @@ class PreActBlock(BaseModule):
         out_channels: int,
         stride: int,
         kernels: tuple[int, ...],
-        se_layer: Callable[[int], nn.Module],
+        make_se_layer: Callable[[int], nn.Module],
         norm_cfg: dict,
     ) -> None:
         super().__init__()
@@ -66,7 +67,7 @@ class PreActBlock(BaseModule):
         self.num_convs = len(kernels)
         projected = stride != 1 or in_channels != out_channels
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False) if projected else None
-        self.se_layer = se_layer(out_channels)
+        self.se_layer = make_se_layer(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.norm1(x).relu_()
@@ -132,9 +133,7 @@ class SEResNetCIFAR(Backbone):
                     blocks.append(SEBasicBlock(cin, width, stride=stride, downsample=downsample, **options))
                 else:
                     kernels = self.kernels[arch['block']]
-                    blocks.append(
-                        PreActBlock(cin, width, stride, kernels, lambda c, i=i: self.se_layer(i, c), norm_cfg)
-                    )
+                    blocks.append(PreActBlock(cin, width, stride, kernels, partial(self.make_se_layer, i), norm_cfg))
             if i == 2 and not basic:
                 blocks.append(nn.Sequential(build_norm_layer(norm_cfg, width)[1], nn.ReLU(inplace=True)))
             self.add_stage(blocks)
@@ -157,7 +156,7 @@ class SECNN(Backbone):
     def __init__(self, num_classes: int | None = 10, in_channels: int = 3, with_se: bool = True, **kwargs) -> None:
         super().__init__(1, with_se=with_se, **kwargs)
         self.stem = nn.Sequential(ConvModule(in_channels, 32, 3, padding=1), nn.MaxPool2d(2))
-        second = self.se_layer(0, 32) if self.with_se[0] else ConvModule(32, 32, 3, padding=1)
+        second = self.make_se_layer(0, 32) if self.with_se[0] else ConvModule(32, 32, 3, padding=1)
         self.add_stage([second, nn.MaxPool2d(2), ConvModule(32, 64, 3, padding=1)])
         self.classifier = None
         if num_classes is not None:

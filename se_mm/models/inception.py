@@ -6,6 +6,7 @@ Squeeze-and-Excitation Networks, Hu et al., https://arxiv.org/abs/1709.01507, fi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from mmcv.cnn import ConvModule
@@ -39,7 +40,7 @@ class InceptionUnit(BaseModule):
         in_channels: channels of the input.
         branches: of each branch the layers one after the other: (channels, kernel, stride) of a
             convolution with norm and ReLU, or a module.
-        se_layer: SE for a number of channels.
+        make_se_layer: makes SE for a number of channels.
         conv: makes such a convolution.
     """
 
@@ -47,7 +48,7 @@ class InceptionUnit(BaseModule):
         self,
         in_channels: int,
         branches: Sequence[Sequence],
-        se_layer: Callable[[int], nn.Module],
+        make_se_layer: Callable[[int], nn.Module],
         conv: Callable[..., nn.Module],
     ) -> None:
         super().__init__()
@@ -64,7 +65,7 @@ class InceptionUnit(BaseModule):
                 width = channels
             self.branches.append(nn.Sequential(*layers))
             self.out_channels += width
-        self.se_layer = se_layer(self.out_channels)
+        self.se_layer = make_se_layer(self.out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.se_layer(torch.cat([branch(x) for branch in self.branches], 1))
@@ -132,7 +133,7 @@ class SEBNInception(Backbone):
                     [pool] if one is None else [pool, (scaled(projection), 1, 1)],
                 ]
                 branches = [branch for branch in branches if branch]
-                blocks.append(InceptionUnit(channels, branches, lambda c, i=i: self.se_layer(i, c), conv))
+                blocks.append(InceptionUnit(channels, branches, partial(self.make_se_layer, i), conv))
                 channels = blocks[-1].out_channels
             self.add_stage(blocks)
 
@@ -145,7 +146,7 @@ class InceptionResidual(BaseModule):
         branches: as of :class:`InceptionUnit`.
         factor: of the branch, which the paper of the network gives as 0.1 to 0.3.
         relu: whether ReLU follows the sum.
-        se_layer, conv: as of :class:`InceptionUnit`.
+        make_se_layer, conv: as of :class:`InceptionUnit`.
         fused_se: whether to fuse SE, sum and ReLU.
     """
 
@@ -155,7 +156,7 @@ class InceptionResidual(BaseModule):
         branches: Sequence[Sequence],
         factor: float,
         relu: bool,
-        se_layer: Callable[[int], nn.Module],
+        make_se_layer: Callable[[int], nn.Module],
         conv: Callable[..., nn.Module],
         fused_se: bool | str,
     ) -> None:
@@ -164,7 +165,7 @@ class InceptionResidual(BaseModule):
         self.mixed = InceptionUnit(channels, branches, lambda c: nn.Identity(), conv)
         self.conv = nn.Conv2d(self.mixed.out_channels, channels, 1)
         self.norm = nn.Identity()
-        self.se_layer = se_layer(channels)
+        self.se_layer = make_se_layer(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.conv(self.mixed(x))
@@ -214,9 +215,6 @@ class SEInceptionResNetV2(Backbone):
         def layers(*settings: tuple | nn.Module) -> list:
             return [s if isinstance(s, nn.Module) else (int(s[0] * width), s[1], s[2]) for s in settings]
 
-        def se_layer(stage: int) -> Callable[[int], nn.Module]:
-            return lambda channels: self.se_layer(stage, channels)
-
         w = [int(c * width) for c in (32, 64, 80, 192)]
         self.stem = nn.Sequential(
             conv(in_channels, w[0], 3, 2),
@@ -256,7 +254,8 @@ class SEInceptionResNetV2(Backbone):
             for j in range(blocks[i]):
                 last = i == 2 and j == blocks[i] - 1
                 factor = 1.0 if last else self.factors[i]
-                units.append(InceptionResidual(channels, branches, factor, not last, se_layer(i), conv, fused_se))
+                make_se_layer = partial(self.make_se_layer, i)
+                units.append(InceptionResidual(channels, branches, factor, not last, make_se_layer, conv, fused_se))
             if i == 2:
                 units.append(conv(channels, int(1536 * width), 1))
             self.add_stage([first, *units])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from mmcv.cnn import ConvModule, build_conv_layer, build_norm_layer
@@ -51,7 +52,7 @@ class SEMobileNet(Backbone):
                 layers = OrderedDict(
                     depthwise=ConvModule(cin, cin, 3, norm_cfg=norm_cfg, **spatial),
                     pointwise=ConvModule(cin, width, 1, norm_cfg=norm_cfg),
-                    se_layer=self.se_layer(i, width),
+                    se_layer=self.make_se_layer(i, width),
                 )
                 blocks.append(nn.Sequential(layers))
             self.add_stage(blocks)
@@ -68,7 +69,7 @@ class ShuffleUnit(BaseModule):
         in_channels, out_channels: channels.
         groups: of the 1x1 convolutions.
         first: whether it is the network's first unit, whose first convolution is not grouped.
-        se_layer: SE for a number of channels.
+        make_se_layer: makes SE for a number of channels.
         norm_cfg: config of the norms.
         fused_se: whether to fuse the last norm, SE, sum and ReLU where there is a sum.
     """
@@ -79,7 +80,7 @@ class ShuffleUnit(BaseModule):
         out_channels: int,
         groups: int,
         first: bool,
-        se_layer: Callable[[int], nn.Module],
+        make_se_layer: Callable[[int], nn.Module],
         norm_cfg: dict,
         fused_se: bool | str,
     ) -> None:
@@ -95,7 +96,7 @@ class ShuffleUnit(BaseModule):
         )
         self.expand = build_conv_layer(None, width, branch, 1, groups=groups, bias=False)
         self.norm = build_norm_layer(norm_cfg, branch)[1]
-        self.se_layer = se_layer(branch)
+        self.se_layer = make_se_layer(branch)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.depthwise(self.reduce(x))
@@ -150,6 +151,6 @@ class SEShuffleNet(Backbone):
                 cin, width = width, int(self.arch_settings[groups] * 2**i * widen_factor)
                 first = i == j == 0
                 blocks.append(
-                    ShuffleUnit(cin, width, groups, first, lambda c, i=i: self.se_layer(i, c), norm_cfg, fused_se)
+                    ShuffleUnit(cin, width, groups, first, partial(self.make_se_layer, i), norm_cfg, fused_se)
                 )
             self.add_stage(blocks)

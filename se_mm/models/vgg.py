@@ -55,7 +55,7 @@ class SEVGG(Backbone):
             for _ in range(num_convs):
                 cin, width = width, base_channels * min(2**i, 8)
                 conv = ConvModule(cin, width, 3, padding=1, norm_cfg=norm_cfg)
-                blocks.append(nn.Sequential(OrderedDict(conv=conv, se_layer=self.se_layer(i, width))))
+                blocks.append(nn.Sequential(OrderedDict(conv=conv, se_layer=self.make_se_layer(i, width))))
             self.add_stage([*blocks, nn.MaxPool2d(2, 2)])
         self.classifier = None
         if num_classes is not None:
