@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from se_mm.ops import has_hooks, se_tail, why_not_fused
 
+from .checks import check_block
 from .se_layer import SELayer
 
 SE_POSITIONS = ('standard', 'pre', 'post', 'identity', '3x3')
@@ -81,6 +82,7 @@ class SEBlock(BaseModule):
         se_position: where SE stands; None for a unit without SE.
         drop_path: probability of dropping the branch of an image in training.
         groups, base_width, base_channels: of ResNeXt's grouped 3x3 convolution.
+        expansion: output channels of a bottleneck in ``planes``, None for 4.
         fused_se: whether to fuse the last norm, SE, sum and ReLU; a backend of
             :func:`se_mm.ops.se_tail` to insist on it.
         init_cfg: initialisation config.
@@ -111,15 +113,20 @@ class SEBlock(BaseModule):
         base_channels: int = 64,
         fused_se: bool | str = True,
         init_cfg: dict | list[dict] | None = None,
+        expansion: int | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        self.expansion = type(self).expansion if expansion is None else expansion
+        check_block(style, self.expansion, bottleneck=type(self).expansion > 1)
         self.inplanes, self.planes = inplanes, planes
         self.stride, self.dilation, self.style = stride, dilation, style
         self.groups = groups
         self.width = planes if groups == 1 else planes * base_width // base_channels * groups
+        # mmpretrain's names
+        self.in_channels, self.mid_channels, self.out_channels = inplanes, self.width, planes * self.expansion
         self.fused_se, self.se_position = fused_se, se_position
 
-        check_se_position(se_position, bottleneck=self.expansion > 1)
+        check_se_position(se_position, bottleneck=type(self).expansion > 1)
         self.layers = []  # names of each convolution, its norm and what follows
         for i, (in_channels, out_channels, conv_kwargs) in enumerate(self.branch_convs(), 1):
             cfg = conv_cfg
@@ -172,6 +179,13 @@ class SEBlock(BaseModule):
             for plugin in plugins:
                 x = getattr(self, plugin)(x)
         return getattr(self, last)(x)
+
+    def layers_before_se(self) -> list[nn.Module]:
+        """For :func:`start_as_identity`; none if SE stands elsewhere than after a norm, or after a plugin."""
+        if self.se_position not in ('standard', '3x3'):
+            return []
+        _, norm, following = self.layers[1 if self.se_position == '3x3' else -1]
+        return [] if set(following) - {'se_layer'} else [getattr(self, norm)]
 
     def _se(self, x: Tensor, position: str) -> Tensor:
         return self.se_layer(x) if self.se_position == position else x

@@ -70,6 +70,11 @@ class InceptionUnit(BaseModule):
     def forward(self, x: Tensor) -> Tensor:
         return self.se_layer(torch.cat([branch(x) for branch in self.branches], 1))
 
+    def layers_before_se(self) -> list[nn.Module]:
+        """For :func:`start_as_identity`; none if the unit passes pooled input on."""
+        last = [branch[-1] for branch in self.branches]
+        return [conv.norm or conv.conv for conv in last] if all(isinstance(m, ConvModule) for m in last) else []
+
 
 @MODELS.register_module()
 class SEBNInception(Backbone):
@@ -172,6 +177,10 @@ class InceptionResidual(BaseModule):
         if self.relu:
             return se_residual(out, x, self.norm, self.se_layer, self.fused_se, self.factor)
         return self.factor * self.se_layer(out) + x
+
+    def layers_before_se(self) -> list[nn.Module]:
+        """For :func:`start_as_identity`."""
+        return [self.conv]
 
 
 @MODELS.register_module()
