@@ -2,7 +2,8 @@
 
 Of every family (folder of configs) and model type, one config whose backbone has an SE twin is built as it is and with
 only the backbone's type changed. Each runs one training step, forward and backward, and one prediction on the CPU with
-random images. A family that fails as it is, is listed with the reason.
+random images. The config's optimiser has to treat the parameters of both networks alike. A family that fails as it is,
+is listed with the reason.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import importlib
 import os
 import signal
 import traceback
+from collections import Counter
 from copy import deepcopy
 from pathlib import Path
 
@@ -19,6 +21,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData
 from rich.console import Console
@@ -159,8 +162,24 @@ BATCHES = dict(
 DEFAULTS = dict(mmdet=detections, mmpretrain=classes)
 
 
-def run(model_cfg, package, size, limit):
-    """One training step and one prediction; the reason if one fails."""
+def parameter_groups(model, optim_wrapper):
+    """Shape and options of every parameter but those of SE layers, as the config's optimiser has them."""
+    keys = ('constructor', 'paramwise_cfg', 'optimizer')  # without the options of wrappers for GPUs
+    chosen = {key: optim_wrapper[key] for key in keys if key in optim_wrapper}
+    groups = build_optim_wrapper(model, ConfigDict(type='OptimWrapper', **chosen)).param_groups
+    se = {id(parameter) for name, parameter in model.named_parameters() if '.se_layer.' in name}
+    own = ('params', 'param_name')  # deep stems have other names
+    return Counter(
+        (tuple(parameter.shape), *sorted((k, repr(v)) for k, v in group.items() if k not in own))
+        for group in groups
+        for parameter in group['params']
+        if id(parameter) not in se
+    )
+
+
+def run(cfg, model_cfg, package, size, limit):
+    """One training step and one prediction: the reason if one fails, and how the optimiser groups parameters."""
+    groups = None
     torch.manual_seed(0)
     kind = model_cfg.get('data_preprocessor', {}).get('type', '')
     predicted = DEFAULTS[package] if kind == 'MultiBranchDataPreprocessor' else BATCHES.get(kind, DEFAULTS[package])
@@ -170,15 +189,16 @@ def run(model_cfg, package, size, limit):
         model = MODELS.build(ConfigDict(model_cfg))
         model = revert_sync_batchnorm(model)  # as Runner does without GPUs
         model.init_weights()
+        groups = parameter_groups(model, cfg.optim_wrapper) if 'optim_wrapper' in cfg else None
         model.train()
         losses = model(**model.data_preprocessor(with_proposals(trained(size), model), True), mode='loss')
         loss, _ = model.parse_losses(losses)
         if not loss.isfinite():
-            return f'loss is {loss.item()}'
+            return f'loss is {loss.item()}', groups
         loss.backward()
         silent = [n for n, p in model.named_parameters() if '.se_layer.' in n and p.requires_grad and p.grad is None]
         if silent and not all('teacher' in name for name in silent):
-            return f'no gradient for {silent[0]}'
+            return f'no gradient for {silent[0]}', groups
         model.eval()
         with torch.no_grad():
             if trained is views:  # such models give features alone
@@ -190,11 +210,11 @@ def run(model_cfg, package, size, limit):
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = ' '.join(str(error).partition('\n')[0].split()) or where.line
-        return f'{type(error).__name__} in {Path(where.filename).name}: {text}'[:160]
+        return f'{type(error).__name__} in {Path(where.filename).name}: {text}'[:160], groups
     finally:
         signal.alarm(0)
         gc.collect()
-    return None
+    return None, groups
 
 
 def stop(*_):
@@ -216,10 +236,12 @@ def main():
         if 'data_preprocessor' in cfg:
             model.setdefault('data_preprocessor', cfg.data_preprocessor.to_dict())
         for size in args.size:  # building a model changes its config
-            plain = run(deepcopy(model), args.package, size, args.limit)
+            plain, plain_groups = run(cfg, deepcopy(model), args.package, size, args.limit)
             if plain is None or plain.startswith('TimeoutError'):
                 break
-        se = run(with_se(deepcopy(model), scope), args.package, size, args.limit)
+        se, groups = run(cfg, with_se(deepcopy(model), scope), args.package, size, args.limit)
+        if se is None and groups != plain_groups:
+            se = 'the optimiser treats other parameters than those of SE in another way'
         results.append(dict(family=family, model=cfg.model.type, config=name, size=size, plain=plain, SE=se))
         line = f'{name}: {plain or "works"}; with SE: {se or "works"}'
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -8,7 +8,7 @@ from copy import deepcopy
 from mmengine.config import Config
 
 from se_mm.models import SEResNeXt
-from se_mm.models.architecture import defaults_of
+from se_mm.models.architecture import NETWORKS, defaults_of
 from se_mm.models.se_layer import VARIANTS
 from se_mm.utils import InputError
 from se_mm.utils.config import is_pretrained
@@ -22,24 +22,23 @@ TWINS = {
     'ResNetV1d': dict(type='se_mm.SEResNet', deep_stem=True, avg_down=True),
     'ResNeXt': dict(type='se_mm.SEResNeXt'),
 }
-# What the packages' ResNets have for arguments that a config leaves out, where ours have something else.
+# What the packages' ResNets, and ResNeXts with groups, have for arguments that a config leaves out.
 DEFAULTS = {
-    'mmdet': {},
-    'mmpretrain': dict(norm_eval=False, out_indices=(3,)),
-    'mmcls': dict(norm_eval=False, out_indices=(3,)),
-    'mmseg': dict(norm_eval=False),
-    'mmpose': dict(norm_eval=False, out_indices=(3,)),
+    'mmdet': dict(groups=1),
+    'mmpretrain': dict(norm_eval=False, out_indices=(3,), stem_channels=64),
+    'mmcls': dict(norm_eval=False, out_indices=(3,), stem_channels=64),
+    'mmseg': dict(norm_eval=False, groups=1, stem_channels=64),
+    'mmpose': dict(norm_eval=False, out_indices=(3,), stem_channels=64),
 }
 # Arguments that weights are made for; a SEResNet has the defaults of a SEResNeXt for those that it lacks.
-FITTING = ('depth', 'groups', 'base_width', 'deep_stem', 'avg_down', 'style', 'in_channels', 'base_channels')
+FITTING = ('depth', 'groups', 'base_width', 'deep_stem', 'avg_down', 'style')
+FITTING += ('in_channels', 'stem_channels', 'base_channels', 'expansion')
 IMAGES = dict(imagenet=IMAGENET, caffe=CAFFE)
 
 
 def twin_type(backbone: object) -> dict | None:
     """``type`` and arguments that the twin of a backbone has instead of its type, None if it is no plain ResNet."""
     if not isinstance(backbone, dict) or not isinstance(backbone.get('type'), str):
-        return None
-    if 'expansion' in backbone:  # mmpretrain's wide residual networks
         return None
     scope, _, name = backbone['type'].rpartition('.')
     return TWINS.get(name) if scope in ('', *DEFAULTS) else None
@@ -58,12 +57,27 @@ def backbones(model: dict | list, path: tuple = ()) -> Iterator[tuple[tuple, dic
 def twin_backbone(backbone: dict, package: str | None = None) -> dict:
     """The backbone's config with SE, its weights left out; ``package`` is the one whose ResNet a bare type means."""
     kept = {k: v for k, v in backbone.items() if k not in ('init_cfg', 'pretrained')}
-    return {**DEFAULTS.get(backbone['type'].rpartition('.')[0] or package, {}), **kept, **twin_type(backbone)}
+    return {**_left_out(backbone, backbone['type'].rpartition('.')[0] or package), **kept, **twin_type(backbone)}
+
+
+def _left_out(backbone: dict, package: str | None) -> dict:
+    """The package's defaults of the arguments that a config leaves out, where those of its twin differ."""
+    ours = defaults_of(NETWORKS[_kind(twin_type(backbone))])
+    ours['stem_channels'] = backbone.get('base_channels', ours['base_channels'])
+    theirs = DEFAULTS.get(package, {})
+    return {k: v for k, v in theirs.items() if k not in backbone and ours.get(k, v) != v}
+
+
+def _kind(backbone: dict) -> str:
+    return backbone['type'].rpartition('.')[2]
 
 
 def _fitting(arguments: dict) -> dict:
+    block, _ = NETWORKS[_kind(arguments)].arch_settings[arguments['depth']]
     arguments = {**defaults_of(SEResNeXt), **arguments}
     arguments['base_width'] = arguments['width_per_group'] or arguments['base_width']
+    arguments['stem_channels'] = arguments['stem_channels'] or arguments['base_channels']
+    arguments['expansion'] = arguments['expansion'] or block.expansion
     return {key: arguments[key] for key in FITTING}
 
 
@@ -72,7 +86,7 @@ def weights_for(backbone: dict) -> dict | None:
 
     Weights of another rounding of the stem's pool count: the entry's arguments say so.
     """
-    kind = backbone['type'].rpartition('.')[2]
+    kind = _kind(backbone)
     fitting = [
         entry
         for entry in released()
@@ -92,10 +106,12 @@ def named_weights(name: str, backbone: dict) -> dict | None:
     entry = next((entry for entry in released() if entry['checkpoint'] == name), None)
     if entry is None:
         return None
-    kind, have = backbone['type'].rpartition('.')[2], _fitting(backbone)
-    different = {k for k, v in _fitting(entry['arguments']).items() if k != 'style' and v != have[k]}
-    if different or entry['arguments']['type'] != kind:
-        has = ', '.join(f'{key}={have[key]}' for key in sorted(different)) or 'its arguments'
+    kind, have = _kind(backbone), _fitting(backbone)
+    same_kind = entry['arguments']['type'] == kind
+    need = _fitting(entry['arguments']) if same_kind else {}
+    different = sorted(key for key, value in need.items() if key != 'style' and value != have[key])
+    if different or not same_kind:
+        has = ', '.join(f'{key}={have[key]}' for key in different) or 'its arguments'
         raise InputError(f'weights {name} are for {entry["arguments"]}, not for {kind} with {has}')
     if 'se_cfg' in backbone:
         raise InputError(f'weights {name} are of standard SE: leave out --variant, or give weights of your own')
@@ -156,7 +172,7 @@ class _Twin:
             raise InputError(
                 f'{self.cfg.filename}: {name} is of {scope}, whose arguments are not known: {", ".join(DEFAULTS)} are'
             )
-        complete = {**DEFAULTS.get(scope, {}), **plain}
+        complete = {**_left_out(plain, scope), **plain}
         change = {**deepcopy(twin_type(plain)), **{k: v for k, v in complete.items() if k not in plain}}
         if variant != 'standard':
             change['se_cfg'] = dict(variant=variant)

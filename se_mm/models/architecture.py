@@ -41,8 +41,9 @@ def arguments_of(tensors: dict[str, Tensor]) -> dict:
 
     Returns:
         ``type``, ``depth`` (None if there is no such network), ``blocks`` of each stage, ``in_channels``,
-        ``stem_channels``, ``base_channels``, ``deep_stem``, ``avg_down``, ``groups`` and ``base_width`` of a
-        SEResNeXt, ``with_se`` of each stage, and, of networks with SE, ``se_ratio``, ``se_cfg``.
+        ``stem_channels``, ``base_channels``, ``expansion`` (None for that of the blocks), ``deep_stem``, ``avg_down``,
+        ``groups`` and ``base_width`` of a SEResNeXt, ``with_se`` of each stage, and, of networks with SE,
+        ``se_ratio``, ``se_cfg``.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     return {**_blocks(shapes), **_stem(shapes), **_se(shapes)}
@@ -61,16 +62,17 @@ def _blocks(shapes: dict[str, tuple]) -> dict:
     groups = narrow // per_group
     halved = groups > 1 and narrow * 2 == width  # the first convolution of SENet-154
     channels = shapes['layer1.0.conv3.weight'][0] if bottleneck else width
-    base_channels = channels // 4 if bottleneck else channels
-    base_width = width * 64 // (base_channels * groups)
-    network = SENet if halved else SEResNeXt if groups > 1 or base_width != 64 else SEResNet
+    network = SENet if halved else SEResNeXt if groups > 1 else SEResNet
     block = SENet.arch_settings[154][0] if halved else SEResNet.arch_settings[50 if bottleneck else 18][0]
 
-    arguments = dict(
-        type=network.__name__, depth=DEPTHS.get((block, counts)), blocks=counts, base_channels=base_channels
-    )
-    if network is not SEResNet:
-        arguments.update(groups=groups, base_width=base_width)
+    arguments = dict(type=network.__name__, depth=DEPTHS.get((block, counts)), blocks=counts)
+    if groups > 1:
+        arguments.update(base_channels=channels // block.expansion, groups=groups, base_width=width // groups)
+        expansion = block.expansion
+    else:  # wide networks have more channels in their 3x3 convolutions, and less expansion
+        arguments.update(base_channels=width)
+        expansion = channels // width
+    arguments['expansion'] = None if expansion == block.expansion else expansion
     downsample = [name for name in shapes if re.fullmatch(r'layer\d+\.0\.downsample\.[01]\.weight', name)]
     convs = [name for name in downsample if len(shapes[name]) == 4]
     if convs:
@@ -116,18 +118,23 @@ def _in_proportion(widths: list[int], factors: tuple[int, ...]) -> bool:
 
 def constructor_arguments(arguments: dict) -> dict:
     """The part of what :func:`arguments_of` returns that is not the default, ready for a config."""
-    stages = len(arguments['blocks'])
-    defaults = defaults_of(NETWORKS[arguments['type']])
-    defaults.update(
-        stem_channels=defaults['stem_channels'] or arguments['base_channels'],
-        with_se=(defaults['with_se'],) * stages,
-        se_cfg=defaults['se_cfg'] or {},
-    )
+    defaults = _defaults_beside(arguments)
     given = {key: arguments[key] for key in defaults if key in arguments and key != 'depth'}
     chosen = {key: value for key, value in given.items() if value != defaults[key]}
     if not any(arguments['with_se']):
         chosen.pop('with_se', None)
     return dict(type=f'se_mm.{arguments["type"]}', depth=arguments['depth'], **chosen)
+
+
+def _defaults_beside(arguments: dict) -> dict:
+    """What a network with some arguments has for those that its config leaves out, as :func:`arguments_of` says it."""
+    defaults = defaults_of(NETWORKS[arguments['type']])
+    return dict(
+        defaults,
+        stem_channels=defaults['stem_channels'] or arguments['base_channels'],
+        with_se=(defaults['with_se'],) * len(arguments['blocks']),
+        se_cfg=defaults['se_cfg'] or {},
+    )
 
 
 def misfits(model: nn.Module, expected: dict) -> list[str]:
@@ -140,7 +147,7 @@ def misfits(model: nn.Module, expected: dict) -> list[str]:
             besides, if known.
 
     Returns:
-        Texts such as ``'depth=101 (is 50)'``; empty if the network fits.
+        Texts such as ``'depth=101 (is 50)'``, all that it takes; empty if the network fits.
     """
     if not isinstance(model, SEResNet):
         return []
@@ -148,13 +155,19 @@ def misfits(model: nn.Module, expected: dict) -> list[str]:
     stages = len(actual['blocks'])
     expected = dict(expected, blocks=expected['blocks'][:stages], with_se=expected['with_se'][:stages])
     changes = []
-    if expected['depth'] is None:
-        changes.append(f'blocks of its stages to {expected["blocks"]}, which no depth here has')
-    elif expected['blocks'] != actual['blocks'] or (stages == 4 and expected['depth'] != actual['depth']):
-        changes.append(f'depth={expected["depth"]} (is {model.depth})')
+    if expected['blocks'] != actual['blocks'] or (stages == 4 and expected['depth'] != actual['depth']):
+        depth = expected['depth']
+        none = f'blocks of its stages to {expected["blocks"]}, which no depth here has'
+        changes.append(f'depth={depth} (is {model.depth})' if depth else none)
+    before, after = _defaults_beside(actual), _defaults_beside(expected)
+    lost = ', '.join(sorted(set(before) - set(after) - {'depth'}))
     for key, value in expected.items():
-        same = key not in actual or value == actual[key]
+        has = actual.get(key, value)
+        # What the network will have if its config leaves the argument out.
+        left_out = after.get(key) if after.get(key) != before.get(key) else has
         plain = key == 'with_se' and not any(value)  # SE starts afresh beside a plain network's weights
-        if key not in ('blocks', 'depth') and not same and not plain:
-            changes.append(f'{key}={value!r} (is {actual[key]!r})')
+        if key in ('blocks', 'depth') or has == left_out == value or plain:
+            continue
+        without = f' without {lost}' if key == 'type' and lost else ''
+        changes.append(f'{key}={value!r}{without}' + (f' (is {has!r})' if has != value else ''))
     return changes

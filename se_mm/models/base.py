@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -19,17 +21,30 @@ from .se_layer import SELayer
 
 
 class Stage(Sequential):
-    """Blocks one after the other; ``with_cp`` recomputes each in backward instead of storing its activations."""
+    """Blocks one after the other; those with ``with_cp`` are recomputed in backward, their activations not stored."""
 
     def __init__(self, *blocks: nn.Module, with_cp: bool = False) -> None:
         super().__init__(*blocks)
-        self.with_cp = with_cp
+        for block in blocks:
+            block.with_cp = with_cp  # where OpenMMLab's tools look for it
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self:
-            recompute = self.with_cp and torch.is_grad_enabled()
+            recompute = getattr(block, 'with_cp', False) and torch.is_grad_enabled()
             x = cp.checkpoint(block, x, use_reentrant=False) if recompute else block(x)
         return x
+
+
+class ConvSE(nn.Sequential):
+    """Layers by name, one after the other; the last two are a convolution with norm and ReLU, and ``se_layer``."""
+
+    def __init__(self, **layers: nn.Module) -> None:
+        super().__init__(OrderedDict(layers))
+
+    def layers_before_se(self) -> list[nn.Module]:
+        """For :func:`start_as_identity`."""
+        conv = self[-2]
+        return [conv.norm or conv.conv]
 
 
 class Backbone(BaseModule):
@@ -53,6 +68,9 @@ class Backbone(BaseModule):
         ValueError: an argument is outside its choices, which the message names.
     """
 
+    # Blocks of a layer in the middle stages of so many blocks, see get_layer_depth.
+    layer_blocks = {4: 2, 8: 4, 36: 4}
+
     default_init_cfg: list[dict] = [
         dict(type='Kaiming', layer=['Conv2d', 'Linear']),
         dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']),
@@ -61,6 +79,7 @@ class Backbone(BaseModule):
     def __init__(
         self,
         num_stages: int,
+        *,
         out_indices: Sequence[int] | None = None,
         frozen_stages: int = -1,
         norm_eval: bool = False,
@@ -111,6 +130,29 @@ class Backbone(BaseModule):
             if i in self.out_indices:
                 outs.append(x)
         return tuple(outs)
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Which layer a parameter belongs to, for mmpretrain's layer-wise decay of learning rates.
+
+        As in mmpretrain's ResNet the stem is layer 0; the first and the last stage are a layer each, and the stages
+        between them are cut into layers of ``layer_blocks`` blocks (3 where it does not say); a head is the last layer.
+
+        Args:
+            param_name: name of the parameter in the whole model.
+            prefix: what the names of the backbone's parameters start with.
+
+        Returns:
+            The layer, and the number of layers.
+        """
+        first, layer_of = 1, {}  # of every block
+        for i, name in enumerate(self.stage_names):
+            n = len(getattr(self, name))
+            size = self.layer_blocks.get(n, 3) if 0 < i < len(self.stage_names) - 1 else n
+            layer_of.update({(name, str(j)): first + j // size for j in range(n)})
+            first += math.ceil(n / size)
+        stage, block, *_ = [*param_name.removeprefix(prefix).split('.'), '']
+        in_head = not param_name.startswith(prefix) or stage == 'classifier'
+        return first if in_head else layer_of.get((stage, block), 0), first + 1
 
     def freeze_stages(self) -> None:
         frozen = self.stem_modules() if self.frozen_stages >= 0 else []

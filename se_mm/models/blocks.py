@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from se_mm.ops import se_tail, why_not_fused
 
+from .checks import check_block
 from .se_layer import SELayer
 
 SE_POSITIONS = ('standard', 'pre', 'post', 'identity', '3x3')
@@ -141,6 +142,7 @@ class SEBlock(SEResidual):
         se_position: where SE stands; None for a unit without SE.
         drop_path: probability of dropping the branch of an image in training.
         groups, base_width, base_channels: of ResNeXt's grouped 3x3 convolution.
+        expansion: output channels of a bottleneck in ``planes``, None for 4.
         fused_se: of :class:`SEResidual`.
         init_cfg: initialisation config.
 
@@ -170,14 +172,19 @@ class SEBlock(SEResidual):
         base_channels: int = 64,
         fused_se: bool | str = True,
         init_cfg: dict | list[dict] | None = None,
+        expansion: int | None = None,
     ) -> None:
         super().__init__(fused_se=fused_se, drop_path=drop_path, init_cfg=init_cfg)
+        self.expansion = type(self).expansion if expansion is None else expansion
+        check_block(style, self.expansion, bottleneck=type(self).expansion > 1)
         self.inplanes, self.planes = inplanes, planes
         self.stride, self.dilation, self.style = stride, dilation, style
         self.groups = groups
         self.width = planes if groups == 1 else planes * base_width // base_channels * groups
+        # mmpretrain's names
+        self.in_channels, self.mid_channels, self.out_channels = inplanes, self.width, planes * self.expansion
         self.se_position = se_position
-        check_se_position(se_position, bottleneck=self.expansion > 1)
+        check_se_position(se_position, bottleneck=type(self).expansion > 1)
 
         self.plugin_names: dict[str, list[str]] = {}
         for i, (in_channels, out_channels, conv_kwargs) in enumerate(self.branch_convs(), 1):
@@ -221,6 +228,14 @@ class SEBlock(SEResidual):
     # norm1 to norm3 are the names that configs use to initialise a norm whatever its type.
     norm1 = property(lambda self: getattr(self, self.norm1_name))
     norm2 = property(lambda self: getattr(self, self.norm2_name))
+
+    def layers_before_se(self) -> list[nn.Module]:
+        """For :func:`start_as_identity`; none if SE stands elsewhere than after a norm, or after a plugin."""
+        if self.se_position == 'standard' and not self.plugin_names[self.last_position]:
+            return [self.last_norm]
+        if self.se_position == '3x3' and not self.plugin_names['after_conv2']:
+            return [self.norm2]
+        return []
 
     def why_not_fused(self) -> str | None:
         if self.se_position != 'standard':

@@ -77,6 +77,10 @@ class PreActBlock(BaseModule):
             out = getattr(self, f'conv{i}')(getattr(self, f'norm{i}')(out).relu_())
         return identity + self.se_layer(out)
 
+    def layers_before_se(self) -> list[nn.Module]:
+        """For :func:`start_as_identity`."""
+        return [getattr(self, f'conv{self.num_convs}')]
+
 
 @MODELS.register_module()
 class SEResNetCIFAR(Backbone):

@@ -7,25 +7,37 @@ from torch import nn
 
 from se_mm.utils import InputError
 
+from .se_layer import SELayer
+
 
 @torch.no_grad()
 def start_as_identity(model: nn.Module) -> None:
-    """Let the SE layers of a network change nothing: gates of 0.5 after norms of twice the size.
+    """Let the SE layers of a network change nothing: gates of 0.5, and twice the input.
 
-    Gates near 1 would change as little, but a sigmoid learns a tenth as fast there.
+    A unit that owns an SE layer names by its method ``layers_before_se`` the layers whose outputs, or ReLU of these,
+    are all that SE gets: twice their weights and biases give twice the input. Gates near 1 would need no such layers,
+    but a sigmoid learns a tenth as fast there.
 
     Raises:
-        InputError: a layer whose gate is no sigmoid, or that does not stand after a norm.
+        InputError: a layer whose gate is no sigmoid, or which gets something else. The network is as it was.
     """
-    for block in model.modules():
-        se_layer = getattr(block, 'se_layer', None)
-        if se_layer is None or not hasattr(block, 'se_position'):
-            continue
-        last = getattr(se_layer, se_layer.layers[-1])
-        if block.se_position != 'standard' or type(last.activate) is not nn.Sigmoid:
-            raise InputError("init_cfg.fresh_se='identity' needs se_position='standard' and a gate of type Sigmoid")
-        for parameter in last.conv.parameters():
-            parameter.zero_()
-        norm = block.last_norm
-        norm.weight.mul_(2)
-        norm.bias.mul_(2)
+    last_layers, before = [], []
+    for name, unit in model.named_modules():
+        for child, se_layer in unit.named_children():
+            if not isinstance(se_layer, SELayer):
+                continue
+            last = getattr(se_layer, se_layer.layers[-1])
+            layers = unit.layers_before_se() if child == 'se_layer' and hasattr(unit, 'layers_before_se') else []
+            affine = layers and all(getattr(layer, 'weight', None) is not None for layer in layers)
+            if not affine or type(last.activate) is not nn.Sigmoid:
+                raise InputError(
+                    f"init_cfg.fresh_se='identity': {name}.{child} cannot start as the identity. It needs a gate of "
+                    'type Sigmoid, and as its input the output of norms or convolutions, with ReLU or without. Set '
+                    'with_se=False for its stage, or leave fresh_se out, and SE starts at random'
+                )
+            last_layers.append(last.conv)
+            before += layers
+    for parameter in nn.ModuleList(last_layers).parameters():
+        parameter.zero_()
+    for parameter in nn.ModuleList(before).parameters():
+        parameter.mul_(2)

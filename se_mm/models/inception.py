@@ -69,6 +69,11 @@ class InceptionUnit(BaseModule):
     def forward(self, x: Tensor) -> Tensor:
         return self.se_layer(torch.cat([branch(x) for branch in self.branches], 1))
 
+    def layers_before_se(self) -> list[nn.Module]:
+        """For :func:`start_as_identity`; none if the unit passes pooled input on."""
+        last = [branch[-1] for branch in self.branches]
+        return [conv.norm or conv.conv for conv in last] if all(isinstance(m, ConvModule) for m in last) else []
+
 
 @MODELS.register_module()
 class SEBNInception(Backbone):
@@ -169,6 +174,10 @@ class InceptionResidual(SEResidual):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.tail(self.conv(self.mixed(x)), x)
+
+    def layers_before_se(self) -> list[nn.Module]:
+        """For :func:`start_as_identity`."""
+        return [self.conv]
 
 
 @MODELS.register_module()

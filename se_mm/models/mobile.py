@@ -5,7 +5,6 @@ Squeeze-and-Excitation Networks, Hu et al., https://arxiv.org/abs/1709.01507, ta
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 
 from se_mm.registry import MODELS
 
-from .base import Backbone
+from .base import Backbone, ConvSE
 from .blocks import SEResidual, check_fused_se
 
 
@@ -48,12 +47,12 @@ class SEMobileNet(Backbone):
             for j in range(num_blocks):
                 cin, width = width, int(channels * widen_factor)
                 spatial = dict(stride=stride if j == 0 else 1, padding=1, groups=cin)
-                layers = OrderedDict(
+                unit = ConvSE(
                     depthwise=ConvModule(cin, cin, 3, norm_cfg=norm_cfg, **spatial),
                     pointwise=ConvModule(cin, width, 1, norm_cfg=norm_cfg),
                     se_layer=self.make_se_layer(i, width),
                 )
-                blocks.append(nn.Sequential(layers))
+                blocks.append(unit)
             self.add_stage(blocks)
 
 
@@ -67,7 +66,7 @@ class ShuffleUnit(SEResidual):
     Args:
         in_channels, out_channels: channels.
         groups: of the 1x1 convolutions.
-        first: whether it is the network's first unit, whose first convolution is not grouped.
+        first_block: whether it is the network's first unit, whose first convolution is not grouped.
         make_se_layer: makes SE for a number of channels.
         norm_cfg: config of the norms.
         fused_se: of :class:`SEResidual`; units with stride 2 are not fused.
@@ -78,18 +77,18 @@ class ShuffleUnit(SEResidual):
         in_channels: int,
         out_channels: int,
         groups: int,
-        first: bool,
+        first_block: bool,
         make_se_layer: Callable[[int], nn.Module],
         norm_cfg: dict,
         fused_se: bool | str,
     ) -> None:
         super().__init__(fused_se=fused_se)
         self.downsamples = in_channels != out_channels
-        self.groups = groups
+        self.groups, self.first_block = groups, first_block
         width = out_channels // 4
         branch = out_channels - in_channels if self.downsamples else out_channels
         stride = 2 if self.downsamples else 1
-        self.reduce = ConvModule(in_channels, width, 1, groups=1 if first else groups, norm_cfg=norm_cfg)
+        self.reduce = ConvModule(in_channels, width, 1, groups=1 if first_block else groups, norm_cfg=norm_cfg)
         self.depthwise = ConvModule(
             width, width, 3, stride=stride, padding=1, groups=width, norm_cfg=norm_cfg, act_cfg=None
         )
@@ -108,6 +107,10 @@ class ShuffleUnit(SEResidual):
             return self.tail(out, x)
         pooled = F.avg_pool2d(x, 3, stride=2, padding=1)
         return self.relu(torch.cat([pooled, self.se_layer(self.norm(out))], 1))
+
+    def layers_before_se(self) -> list[nn.Module]:
+        """For :func:`start_as_identity`."""
+        return [self.norm]
 
 
 @MODELS.register_module()
@@ -150,8 +153,8 @@ class SEShuffleNet(Backbone):
             blocks = []
             for j in range(num_blocks):
                 cin, width = width, int(self.arch_settings[groups] * 2**i * widen_factor)
-                first = i == j == 0
+                first_block = i == j == 0
                 blocks.append(
-                    ShuffleUnit(cin, width, groups, first, partial(self.make_se_layer, i), norm_cfg, fused_se)
+                    ShuffleUnit(cin, width, groups, first_block, partial(self.make_se_layer, i), norm_cfg, fused_se)
                 )
             self.add_stage(blocks)

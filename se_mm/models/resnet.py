@@ -6,7 +6,6 @@ Arguments are those of mmdet's ResNet and ResNeXt; parameters are named as in mm
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -18,6 +17,7 @@ from se_mm.registry import MODELS
 
 from .base import Backbone
 from .blocks import SEBasicBlock, SEBottleneck, SENetBottleneck, check_fused_se, check_se_position
+from .checks import check_block, check_plugins, check_stages, checkpoint_init_cfg
 
 PLUGIN_POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3')
 
@@ -66,9 +66,12 @@ class SEResNet(Backbone):
             maps are so small that fusing saves memory but no time.
         stem_pool_ceil_mode: rounding of the stem's max pool. False pads by one and rounds down;
             True does not pad and rounds up, which weights that came from Caffe need.
+        expansion: output channels of a bottleneck in those of its 3x3 convolution, None for 4 (mmpretrain's
+            argument). Wide residual networks have ``base_channels=128, expansion=2, stem_channels=64``.
 
     Raises:
         ValueError: an argument is outside its choices, which the message names.
+        TypeError: ``pretrained`` is no path.
     """
 
     arch_settings = {
@@ -113,38 +116,80 @@ class SEResNet(Backbone):
         se_position: str = 'standard',
         fused_se: bool | str = True,
         stem_pool_ceil_mode: bool = False,
+        expansion: int | None = None,
     ) -> None:
-        if pretrained is not None:
-            if init_cfg is not None:
-                raise ValueError('init_cfg and pretrained cannot be given at the same time')
-            warnings.warn(
-                'pretrained is deprecated, use init_cfg=dict(type="Pretrained", checkpoint=...)', stacklevel=2
+        if depth not in self.arch_settings:
+            raise ValueError(
+                f'{type(self).__name__} has no depth {depth!r}: choose one of {sorted(self.arch_settings)}'
             )
-            init_cfg = dict(type='Pretrained', checkpoint=pretrained)
-        super().__init__(
-            num_stages, out_indices, frozen_stages, norm_eval, with_cp, with_se, se_ratio, se_cfg, init_cfg
+        check_stages(
+            num_stages, 4, strides=strides, dilations=dilations, stage_with_dcn=None if dcn is None else stage_with_dcn
         )
-        self.depth, self.style, self.deep_stem = depth, style, deep_stem
+        init_cfg = checkpoint_init_cfg(pretrained, init_cfg)
+        super().__init__(
+            num_stages,
+            out_indices=out_indices,
+            frozen_stages=frozen_stages,
+            norm_eval=norm_eval,
+            with_cp=with_cp,
+            with_se=with_se,
+            se_ratio=se_ratio,
+            se_cfg=se_cfg,
+            init_cfg=init_cfg,
+        )
+        self.depth, self.style = depth, style
+        self.deep_stem, self.avg_down, self.zero_init_residual = deep_stem, avg_down, zero_init_residual
         self.strides, self.dilations = strides, dilations
         self.conv_cfg, self.norm_cfg = conv_cfg, norm_cfg
-        self._check_arguments(dcn, stage_with_dcn, plugins, drop_path_rate, fused_se, se_position, zero_init_residual)
-
+        self.base_channels = base_channels
+        self.stem_channels = base_channels if stem_channels is None else stem_channels
         self.block, stage_blocks = self.arch_settings[depth]
         self.stage_blocks = stage_blocks[:num_stages]
+        self.expansion = self.block.expansion if expansion is None else expansion
+
+        basic = self.block is SEBasicBlock
+        check_block(style, self.expansion, bottleneck=not basic)
+        check_plugins(plugins, PLUGIN_POSITIONS[:2] if basic else PLUGIN_POSITIONS, num_stages)
+        check_fused_se(fused_se)
+        check_se_position(se_position, bottleneck=not basic)
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate={drop_path_rate}: choose a rate from 0 to below 1')
+        if basic and dcn is not None:
+            raise ValueError(f'dcn needs bottlenecks: depth {depth} has none, choose 50, 101 or 152')
         if multi_grid is not None and len(multi_grid) != self.stage_blocks[-1]:
             raise ValueError(
                 f'multi_grid={tuple(multi_grid)}: give {self.stage_blocks[-1]} entries, one for each block'
             )
-        block_init_cfg = None
+        last_norm_cfg = None
         if init_cfg is None and zero_init_residual:
-            last_norm = 'norm2' if self.block.expansion == 1 else 'norm3'
-            block_init_cfg = dict(type='Constant', val=0, override=dict(name=last_norm))
+            if any(self.with_se) and se_position == 'standard' and self._gate_of_zero() == 0:
+                raise ValueError(
+                    'branches that start at 0 never train with a gate that is 0 there: set zero_init_residual=False, '
+                    f'or another gate than that of se_cfg.act_cfg={self.se_cfg["act_cfg"]}'
+                )
+            last_norm_cfg = dict(type='Constant', val=0, override=dict(name='norm2' if basic else 'norm3'))
 
-        inplanes = base_channels if stem_channels is None else stem_channels
-        self._make_stem(in_channels, inplanes, stem_pool_ceil_mode)
-        drop_paths = torch.linspace(0, drop_path_rate, sum(self.stage_blocks), device='cpu').tolist()
+        self._make_stem(in_channels, stem_pool_ceil_mode)
+        options = dict(
+            style=style,
+            conv_cfg=conv_cfg,
+            norm_cfg=norm_cfg,
+            se_cfg=self.se_cfg,
+            fused_se=fused_se,
+            init_cfg=last_norm_cfg,
+            expansion=expansion,
+            **self._block_kwargs(),
+        )
+        drop_paths = iter(torch.linspace(0, drop_path_rate, sum(self.stage_blocks), device='cpu').tolist())
+        inplanes = self.stem_channels
         for i, num_blocks in enumerate(self.stage_blocks):
             planes = base_channels * 2**i
+            outplanes = planes * self.expansion
+            options.update(
+                dcn=dcn if stage_with_dcn[i] else None,
+                plugins=self._stage_plugins(plugins, i),
+                se_position=se_position if self.with_se[i] else None,
+            )
             grid = [dilations[i]] * num_blocks
             if contract_dilation and dilations[i] > 1:
                 grid[0] //= 2
@@ -153,90 +198,34 @@ class SEResNet(Backbone):
             blocks = []
             for j in range(num_blocks):
                 stride = strides[i] if j == 0 else 1
-                outplanes = planes * self.block.expansion
                 downsample = None
                 if j == 0 and (stride != 1 or inplanes != outplanes):
-                    downsample = self._make_downsample(inplanes, outplanes, stride, avg_down)
-                blocks.append(
-                    self.block(
-                        inplanes,
-                        planes,
-                        stride=stride,
-                        dilation=grid[j],
-                        downsample=downsample,
-                        style=style,
-                        conv_cfg=conv_cfg,
-                        norm_cfg=norm_cfg,
-                        dcn=dcn if stage_with_dcn[i] else None,
-                        plugins=self._stage_plugins(plugins, i),
-                        se_cfg=self.se_cfg,
-                        se_position=se_position if self.with_se[i] else None,
-                        drop_path=drop_paths[len(blocks) + sum(self.stage_blocks[:i])],
-                        fused_se=fused_se,
-                        init_cfg=block_init_cfg,
-                        **self._block_kwargs(base_channels),
-                    )
-                )
+                    downsample = self._make_downsample(inplanes, outplanes, stride)
+                unit = dict(stride=stride, dilation=grid[j], downsample=downsample, drop_path=next(drop_paths))
+                blocks.append(self.block(inplanes, planes, **unit, **options))
                 inplanes = outplanes
             self.add_stage(blocks, 'layer')
         self.feat_dim = inplanes
+        if fused_se:
+            self._say_why_not_fused()
+
+    def _say_why_not_fused(self) -> None:
         blocks = [block for name in self.stage_names for block in getattr(self, name) if block.se_position]
         reasons = [reason for reason in (block.why_not_fused() for block in blocks) if reason]
-        if fused_se and reasons:
+        if reasons:
             print_log(
                 f'{type(self).__name__} runs SE without fusion in {len(reasons)} of {len(blocks)} blocks: '
                 f'{"; ".join(sorted(set(reasons)))}.',
                 logger='current',
             )
 
-    def _check_arguments(
-        self,
-        dcn: dict | None,
-        stage_with_dcn: Sequence[bool],
-        plugins: list[dict] | None,
-        drop_path_rate: float,
-        fused_se: bool | str,
-        se_position: str,
-        zero_init_residual: bool,
-    ) -> None:
-        name, n = type(self).__name__, self.num_stages
-        if self.depth not in self.arch_settings:
-            raise ValueError(f'{name} has no depth {self.depth!r}: choose one of {sorted(self.arch_settings)}')
-        if n not in (1, 2, 3, 4):
-            raise ValueError(f'num_stages={n!r}: choose 1 to 4')
-        lists = dict(strides=self.strides, dilations=self.dilations)
-        if dcn is not None:
-            lists['stage_with_dcn'] = stage_with_dcn
-        for key, value in lists.items():
-            if len(value) != n:
-                raise ValueError(f'{key}={tuple(value)} has {len(value)} entries for num_stages={n}: give {n}')
-        if self.style not in ('pytorch', 'caffe'):
-            raise ValueError(f"style={self.style!r}: choose 'pytorch' or 'caffe'")
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f'drop_path_rate={drop_path_rate}: choose a rate from 0 to below 1')
-        basic = self.arch_settings[self.depth][0] is SEBasicBlock
-        check_fused_se(fused_se)
-        check_se_position(se_position, bottleneck=not basic)
-        if zero_init_residual and any(self.with_se) and se_position == 'standard' and self._gate_of_zero() == 0:
-            raise ValueError(
-                'branches that start at 0 never train with a gate that is 0 there: set zero_init_residual=False, '
-                f'or another gate than that of se_cfg.act_cfg={self.se_cfg["act_cfg"]}'
-            )
-        if basic and dcn is not None:
-            raise ValueError(f'dcn needs bottlenecks: depth {self.depth} has none, choose 50, 101 or 152')
-        positions = PLUGIN_POSITIONS[:2] if basic else PLUGIN_POSITIONS
-        for plugin in plugins or ():
-            if plugin.get('position') not in positions:
-                raise ValueError(f'plugin position {plugin.get("position")!r}: choose one of {positions}')
-            stages = plugin.get('stages')
-            if stages is not None and len(stages) != n:
-                raise ValueError(f'plugin stages={tuple(stages)} has {len(stages)} entries for num_stages={n}')
-
     def _gate_of_zero(self) -> float:
         act_cfg = self.se_cfg.get('act_cfg')
-        return build_activation_layer(act_cfg[1])(torch.zeros(1)).item() if act_cfg else 0.5
+        return build_activation_layer(act_cfg[1])(torch.zeros(1, device='cpu')).item() if act_cfg else 0.5
 
-    def _make_stem(self, in_channels: int, stem_channels: int, ceil_mode: bool) -> None:
+    def _make_stem(self, in_channels: int, ceil_mode: bool) -> None:
+        stem_channels = self.stem_channels
+
         def conv(cin: int, cout: int, kernel: int, stride: int) -> nn.Module:
             return build_conv_layer(
                 self.conv_cfg, cin, cout, kernel_size=kernel, stride=stride, padding=kernel // 2, bias=False
@@ -256,9 +245,9 @@ class SEResNet(Backbone):
             self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, padding=0 if ceil_mode else 1, ceil_mode=ceil_mode)
 
-    def _make_downsample(self, inplanes: int, outplanes: int, stride: int, avg_down: bool) -> nn.Module:
+    def _make_downsample(self, inplanes: int, outplanes: int, stride: int) -> nn.Module:
         layers, kernel = [], self.downsample_kernel if stride > 1 else 1
-        if avg_down:
+        if self.avg_down:
             layers.append(nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False))
             stride = 1
         layers.append(
@@ -270,7 +259,7 @@ class SEResNet(Backbone):
     def _stage_plugins(self, plugins: list[dict] | None, stage: int) -> list[dict]:
         return [p for p in plugins or () if p.get('stages') is None or p['stages'][stage]]
 
-    def _block_kwargs(self, base_channels: int) -> dict:
+    def _block_kwargs(self) -> dict:
         return {}
 
     norm1 = property(lambda self: getattr(self, self.norm1_name))
@@ -291,7 +280,8 @@ class SEResNeXt(SEResNet):
 
     Args:
         groups: groups of the 3x3 convolutions.
-        base_width: channels of a group in the first stage; 32 groups of 4 are "32x4d".
+        base_width: channels of a group in the first stage; 32 groups of 4 are "32x4d". With one group it has no
+            effect, as in mmdet's ResNeXt: the network is then a SEResNet.
         width_per_group: the same under mmpretrain's name, goes before ``base_width``.
     """
 
@@ -303,8 +293,8 @@ class SEResNeXt(SEResNet):
         self.groups, self.base_width = groups, width_per_group or base_width
         super().__init__(depth, **kwargs)
 
-    def _block_kwargs(self, base_channels: int) -> dict:
-        return dict(groups=self.groups, base_width=self.base_width, base_channels=base_channels)
+    def _block_kwargs(self) -> dict:
+        return dict(groups=self.groups, base_width=self.base_width, base_channels=self.base_channels)
 
 
 @MODELS.register_module()

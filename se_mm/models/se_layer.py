@@ -113,6 +113,8 @@ class SELayer(BaseModule):
             if not 1 <= ratio <= channels:
                 raise ValueError(f'se_ratio={ratio} leaves no channel of {channels}: choose 1 to {channels}')
             squeeze_channels = squeezed_width(channels, ratio, divisor)
+        elif not isinstance(squeeze_channels, int) or squeeze_channels < 1:
+            raise ValueError(f'squeeze_channels={squeeze_channels!r} of SE: choose a whole number from 1')
         if isinstance(act_cfg, dict) or len(act_cfg) != 2:
             raise ValueError(f'act_cfg={act_cfg!r} of SE: give two configs, of the activation and of the gate')
         act, gate = act_cfg

@@ -5,14 +5,13 @@ Squeeze-and-Excitation Networks, Hu et al., https://arxiv.org/abs/1709.01507, se
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 
 from se_mm.registry import MODELS
 
-from .base import Backbone
+from .base import Backbone, ConvSE
+from .checks import check_stages
 
 
 @MODELS.register_module()
@@ -29,6 +28,7 @@ class SEVGG(Backbone):
         in_channels: channels of the image.
         base_channels: channels of the first stage.
         norm_cfg: config of the norms.
+        num_stages: number of stages, 1 to 5.
         **kwargs: of :class:`Backbone`.
     """
 
@@ -41,21 +41,25 @@ class SEVGG(Backbone):
         in_channels: int = 3,
         base_channels: int = 64,
         norm_cfg: dict = dict(type='BN'),
+        num_stages: int = 5,
         **kwargs,
     ) -> None:
         if depth not in self.arch_settings:
             raise ValueError(f'SEVGG has no depth {depth!r}: choose one of {sorted(self.arch_settings)}')
         if num_classes is not None and kwargs.get('out_indices') is not None:
             raise ValueError('num_classes and out_indices cannot be given at the same time')
-        super().__init__(5, **kwargs)
+        check_stages(num_stages, 5)
+        if num_classes is not None and num_stages != 5:
+            raise ValueError(f'num_stages={num_stages}: the fully connected layers of num_classes need all 5')
+        super().__init__(num_stages, **kwargs)
         self.stem = nn.Identity()
         width = in_channels
-        for i, num_convs in enumerate(self.arch_settings[depth]):
+        for i, num_convs in enumerate(self.arch_settings[depth][:num_stages]):
             blocks: list[nn.Module] = []
             for _ in range(num_convs):
                 cin, width = width, base_channels * min(2**i, 8)
                 conv = ConvModule(cin, width, 3, padding=1, norm_cfg=norm_cfg)
-                blocks.append(nn.Sequential(OrderedDict(conv=conv, se_layer=self.make_se_layer(i, width))))
+                blocks.append(ConvSE(conv=conv, se_layer=self.make_se_layer(i, width)))
             self.add_stage([*blocks, nn.MaxPool2d(2, 2)])
         self.classifier = None
         if num_classes is not None:

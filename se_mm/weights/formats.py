@@ -154,6 +154,10 @@ TIMM_STEM = [('bn1.{p}', 'stem.7.{p}'), ('conv1.{i}.{p}', 'stem.{i}.{p}')]
 LEGACY = [('{l}.se_module.fc{i}.{p}', '{l}.se_layer.conv{i}.conv.{p}')]
 LEGACY_STEM = [('layer0.conv1.{p}', 'conv1.{p}'), ('layer0.bn1.{p}', 'bn1.{p}')]
 LEGACY_DEEP_STEM = _deep_stem([f'layer0.conv{i}' for i in (1, 2, 3)], [f'layer0.bn{i}' for i in (1, 2, 3)])
+# mmpretrain's ResNetV1c and ResNetV1d; V1d pools only where there is a stride, timm and networks here in stage 1 too.
+MMPRETRAIN_STEM = _deep_stem([f'stem.{i}.conv' for i in (0, 1, 2)], [f'stem.{i}.bn' for i in (0, 1, 2)])
+UNPOOLED_SHORTCUT = [('layer1.0.downsample.{n}.{p}', 'layer1.0.downsample.{n+1}.{p}')]
+POOLS_AT_STRIDES = (r'^layer1\.0\.downsample\.0\.', r'^layer2\.0\.downsample\.2\.')
 GLUON_STEM = [('features.0.{p}', 'conv1.{p}'), ('features.1.{p}', 'bn1.{p}')]
 GLUON_DEEP_STEM = [('features.{i}.{p}', 'stem.{i}.{p}')]
 FOUND_IN_TIMM = dict(normalisation=IMAGENET, stem_pool_ceil_mode=False, caffe_style='never')
@@ -168,7 +172,8 @@ GLUON_SENET = dict(GLUON, stem_pool_ceil_mode=True)
 OWN = Format("the model's own", (), (), (), 'head.fc')
 # The first that fits counts.
 FORMATS = (
-    Format('OpenMMLab', RESNET, (SE_LAYER,), (), 'head.fc'),
+    Format('OpenMMLab', RESNET, POOLS_AT_STRIDES, MMPRETRAIN_STEM + UNPOOLED_SHORTCUT, 'head.fc'),
+    Format('OpenMMLab', RESNET, (SE_LAYER,), MMPRETRAIN_STEM, 'head.fc'),
     Format('timm', RESNET, (r'\.se\.fc1\.', TIMM_DEEP), TIMM_SE + TIMM_STEM, 'fc', **FOUND_IN_TIMM),
     Format('timm', RESNET, (r'\.se\.fc1\.',), TIMM_SE, 'fc', **FOUND_IN_TIMM),
     Format('timm legacy or Cadene', RESNET, (r'^layer0\.conv3\.',), LEGACY + LEGACY_DEEP_STEM, 'last_linear', **CADENE),
@@ -182,7 +187,7 @@ FORMATS = (
     ),
     Format('timm legacy', RESNET, (r'^layer0\.conv1\.',), (), 'last_linear', refusal=RELU_BEFORE_SE),
     Format('plain ResNet of timm', RESNET, (TIMM_DEEP,), TIMM_STEM, 'fc', **FOUND_IN_TIMM),
-    Format('plain ResNet', RESNET, (), (), 'fc'),
+    Format('plain ResNet', RESNET, (), MMPRETRAIN_STEM, 'fc'),
     Format('GluonCV', ('features.4.0.body.0.weight',), (), GLUON_STEM + _gluon_rules(3), 'output', **GLUON),
     Format('GluonCV', ('features.10.0.body.0.weight',), (), _gluon_rules(9) + GLUON_DEEP_STEM, 'output', **GLUON_SENET),
     Format('PaddleClas', PADDLE, (r'^conv1_1\.', r'^bb_0_0\.conv2\.'), _paddle_rules(1), 'out', **PADDLE_CLAS),

@@ -4,6 +4,7 @@ from pathlib import Path
 import mmdet
 import mmpretrain
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
@@ -73,6 +74,39 @@ def test_classifier_from_scratch_stays_so():
     assert MODELS.build(cfg.model).backbone.stem is not None
 
 
+@pytest.mark.parametrize('name', ['wide-resnet50_8xb32_in1k', 'wide-resnet101_8xb32_in1k'])
+def test_wide_networks(name):
+    """The twin without SE is the plain network, also where the config leaves the stem's channels out."""
+    plain = Config.fromfile(MMPRETRAIN / 'wrn' / f'{name}.py')
+    init_default_scope('mmpretrain')
+    theirs = MODELS.build(plain.model.backbone)
+    theirs.eval()
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for left_out in (dict(), dict(stem_channels=64)):
+        cfg = Config(plain.to_dict())
+        for key in left_out:
+            cfg.model.backbone.pop(key)
+        changes, warnings = twin_config(cfg)
+        backbone = dict(type='se_mm.SEResNet', norm_eval=False, **left_out)
+        assert changes == dict(model=dict(backbone=backbone)) and warnings == []
+        cfg.merge_from_dict(changes)
+        ours = MODELS.build(dict(cfg.model.backbone, with_se=False)).eval()
+        ours.load_state_dict(theirs.state_dict())
+        with torch.no_grad():
+            for a, b in zip(ours(image), theirs(image), strict=True):
+                torch.testing.assert_close(a, b)
+
+
+def test_groups_that_mmdets_config_leaves_out(tmp_path):
+    """mmdet's ResNeXt has one group then, and no use of base_width."""
+    path = written(tmp_path, dict(backbone=dict(type='ResNeXt', depth=50, base_width=8)), default_scope='mmdet')
+    changes, _, cfg = changed(path)
+    assert changes['model']['backbone']['groups'] == 1
+    init_default_scope('mmdet')
+    theirs = MODELS.build(dict(type='ResNeXt', depth=50, base_width=8))
+    MODELS.build(dict(cfg.model.backbone, with_se=False)).load_state_dict(theirs.state_dict())
+
+
 def test_parts_of_trackers_are_found_and_teachers_stay():
     name = 'masktrack-rcnn_mask-rcnn_r50_fpn_8xb1-12e_youtubevis2019.py'
     changes, _, _ = changed(MMDET / 'masktrack_rcnn' / name)
@@ -89,6 +123,8 @@ def test_mistakes_are_named():
         InputError, match=r'weights timm://seresnext50_32x4d\.racm_in1k are for .*not for SEResNet with its arguments'
     ):
         changed(path, 'timm://seresnext50_32x4d.racm_in1k')
+    with pytest.raises(InputError, match=r'are for .*SEBNInception.*not for SEResNet with its arguments'):
+        changed(path, 'SE-BN-Inception.caffemodel')
     with pytest.raises(InputError, match='its model has no backbone of type ResNet'):
         changed(MMDET / 'ssd' / 'ssd300_coco.py')
 

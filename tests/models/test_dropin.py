@@ -5,7 +5,9 @@ import mmpretrain
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
+from mmpretrain.models import ImageClassifier
 
 from se_mm.conversion.twins import backbones, twin_backbone
 from se_mm.models import SELayer
@@ -30,7 +32,7 @@ def plain_backbones(package):
     return configs, list(found.values())
 
 
-@pytest.mark.parametrize('package, configs, settings', [(mmdet, 540, 70), (mmpretrain, 50, 20)])
+@pytest.mark.parametrize('package, configs, settings', [(mmdet, 540, 70), (mmpretrain, 53, 22)])
 def test_every_config_accepts_se(package, configs, settings):
     """Only the type is changed, and what a type like ResNetV1d stands for."""
     total, found = plain_backbones(package)
@@ -48,6 +50,42 @@ def test_every_config_accepts_se(package, configs, settings):
         if before != sorted(tuple(v.shape) for k, v in ours.state_dict().items() if 'se_layer' not in k):
             failures.append(f'{name}: other parameters than the plain backbone')
     assert not failures, '\n'.join(failures)
+
+
+LAYER_DECAY = dict(
+    type='OptimWrapper',
+    constructor='LearningRateDecayOptimWrapperConstructor',
+    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
+    paramwise_cfg=dict(layer_decay_rate=0.7, norm_decay_mult=0.0, custom_keys={'.fc': dict(decay_mult=0.5)}),
+)
+
+
+@pytest.mark.parametrize(
+    'backbone',
+    [
+        dict(type='ResNet', depth=34),
+        dict(type='ResNet', depth=50),
+        dict(type='ResNet', depth=101),
+        dict(type='ResNet', depth=152),
+        dict(type='ResNeXt', depth=50),
+    ],
+    ids=lambda backbone: f'{backbone["type"]}-{backbone["depth"]}',
+)
+def test_layer_wise_decay_of_learning_rates(backbone):
+    """Parameters that both networks have get the options that they have in mmpretrain's; SE those of its unit."""
+    init_default_scope('mmpretrain')
+    groups = []
+    for cfg in (backbone, twin_backbone(backbone, 'mmpretrain')):
+        model = ImageClassifier(cfg, head=dict(type='LinearClsHead', num_classes=2, in_channels=4))
+        optimizer = build_optim_wrapper(model, LAYER_DECAY).optimizer
+        keys = ('lr', 'lr_scale', 'weight_decay', 'layer_id')
+        groups.append({group['param_name']: {key: group[key] for key in keys} for group in optimizer.param_groups})
+    plain, se = groups
+    assert plain == {name: options for name, options in se.items() if '.se_layer.' not in name}
+    assert len(se) > len(plain)
+    for name, options in se.items():
+        if '.se_layer.' in name:
+            assert options == plain[f'{name.partition(".se_layer.")[0]}.conv1.weight']
 
 
 @pytest.mark.parametrize('name', ['SEResNet', 'se_mm.SEResNet'])

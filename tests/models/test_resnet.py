@@ -11,7 +11,8 @@ from mmpretrain.models import SEResNet as MMPretrainSEResNet
 from mmpretrain.models import SEResNeXt as MMPretrainSEResNeXt
 from torch import nn
 
-from se_mm.models import SELayer, SEResNet, SEResNeXt
+from se_mm.models import SEVGG, SELayer, SEResNet, SEResNeXt, SEShuffleNet
+from se_mm.models.blocks import SEBasicBlock, SEBottleneck
 from se_mm.models.se_layer import squeezed_width
 
 
@@ -178,6 +179,7 @@ VARIANTS = [
     dict(depth=50, norm_cfg=dict(type='GN', num_groups=32)),
     dict(depth=50, in_channels=4, stem_channels=32, base_channels=16),
     dict(depth=50, groups=8, base_width=8),
+    dict(depth=50, groups=1, base_width=128),  # which has no effect in either
     dict(depth=50, groups=32, base_width=4, dcn=DCN, stage_with_dcn=(False, True, True, True)),
     dict(depth=50, frozen_stages=2, norm_eval=True),
     dict(depth=50, with_cp=True),
@@ -288,6 +290,13 @@ def test_sizes_and_norms(norm, size):
     [
         (dict(depth=51), ['SEResNet', '51', '[18, 34, 50, 101, 152]']),
         (dict(depth=50, num_stages=5), ['num_stages=5', '1 to 4']),
+        (dict(depth=50, num_stages=0), ['num_stages=0', '1 to 4']),
+        (dict(depth=50, num_stages='4'), ["num_stages='4'", '1 to 4']),
+        (dict(depth=50, expansion=0), ['expansion=0', 'from 1']),
+        (dict(depth=18, expansion=2), ['expansion=2', '18 and 34']),
+        (dict(depth=50, se_cfg=dict(squeeze_channels=-1)), ['squeeze_channels=-1', 'from 1']),
+        (dict(depth=50, se_cfg=dict(squeeze_channels='32')), ["squeeze_channels='32'", 'from 1']),
+        (dict(depth=50, plugins=[dict(PLUGINS[0], stages=(True,))]), ['plugin stages=(True,)', 'num_stages=4']),
         (dict(depth=50, with_se=(True, False)), ['with_se=(True, False)', 'num_stages=4']),
         (dict(depth=50, se_position='top'), ['top', "'pre'"]),
         (dict(depth=50, num_stages=3, out_indices=(2,)), ['strides=(1, 2, 2, 2)', 'num_stages=3']),
@@ -310,6 +319,55 @@ def test_mistakes_are_named_with_the_choices(kwargs, words):
     with pytest.raises(ValueError) as error:
         SEResNet(**kwargs)
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_pretrained_has_to_be_a_path():
+    with pytest.raises(TypeError, match='pretrained=0: give the path of a checkpoint'):
+        SEResNet(50, pretrained=0)
+
+
+@pytest.mark.parametrize('block', [SEBasicBlock, SEBottleneck])
+def test_mistakes_in_blocks_are_named(block):
+    with pytest.raises(ValueError, match="style='tensorflow': choose 'pytorch' or 'caffe'"):
+        block(64, 64, style='tensorflow')
+    with pytest.raises(ValueError, match="expansion='2': choose a whole number"):
+        block(64, 64, expansion='2')
+
+
+def test_stages_of_vgg():
+    model = SEVGG(11, num_stages=3, base_channels=16, out_indices=(0, 2))
+    shapes = [tuple(out.shape) for out in model(torch.rand(2, 3, 32, 32))]
+    assert shapes == [(2, 16, 16, 16), (2, 64, 4, 4)]
+    for kwargs, message in (
+        (dict(num_stages=6), 'num_stages=6: choose 1 to 5'),
+        (dict(num_stages=3, num_classes=2), 'num_stages=3: the fully connected layers'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SEVGG(11, **kwargs)
+
+
+def test_attributes_have_the_names_of_openmmlab():
+    """Of mmdet's ResNet and of mmpretrain's blocks; tools and tests of both look at them."""
+    model = SEResNet(50, base_channels=16, expansion=2, with_cp=True, avg_down=True)
+    assert (model.stem_channels, model.base_channels, model.expansion, model.avg_down) == (16, 16, 2, True)
+    assert SEResNet(18, stem_channels=8).stem_channels == 8
+    first, second = model.layer2[:2]
+    assert (first.in_channels, first.mid_channels, first.out_channels, first.expansion) == (32, 32, 64, 2)
+    assert (second.in_channels, second.mid_channels, second.out_channels) == (64, 32, 64)
+    assert first.with_cp and not any(block.with_cp for block in SEResNet(18).layer1)
+    shuffle = SEShuffleNet(3)
+    assert shuffle.stage1[0].first_block and not shuffle.stage2[0].first_block
+
+
+def test_blocks_alone_can_be_recomputed():
+    """Recomputing is each block's own choice."""
+    model = randomize(SEResNet(18, norm_eval=False).double())
+    calls = []
+    for block in model.layer2:
+        block.conv1.register_forward_hook(lambda *_: calls.append(1))
+    model.layer2[1].with_cp = True
+    sum(out.sum() for out in model(images().requires_grad_())).backward()
+    assert len(calls) == 3
 
 
 def test_seresnext_has_no_shallow_depths():

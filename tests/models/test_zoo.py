@@ -13,8 +13,10 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from se_mm.models import BACKBONES, SELayer
 from se_mm.models.blocks import SE_POSITIONS
+from se_mm.models.fresh_se import start_as_identity
 from se_mm.models.se_layer import VARIANTS
 from se_mm.registry import MODELS
+from se_mm.utils import InputError
 
 RESNET = dict(base_channels=16, norm_eval=False, zero_init_residual=False)
 TINY = {
@@ -187,6 +189,17 @@ def test_frozen_parts_stay(name):
             assert torch.equal(value, before[key]), key
 
 
+def test_layers_rise_with_depth(name):
+    """For layer-wise decay of learning rates: stem, stages in layers of a few blocks, head."""
+    model = build(name)
+    layers = [model.get_layer_depth(f'backbone.{key}', 'backbone.') for key, _ in model.named_parameters()]
+    number = len({0, *(layer for layer, _ in layers)})
+    assert model.get_layer_depth('head.fc.weight', 'backbone.') == (number, number + 1)
+    assert layers == sorted(layers) and {total for _, total in layers} == {number + 1}
+    assert model.get_layer_depth(f'{model.stage_names[0]}.0.conv.weight')[0] == 1
+    assert model.get_layer_depth('stem.0.weight')[0] == 0
+
+
 def test_training_lowers_a_loss_and_reaches_all_parameters(name):
     model = build(name, se_ratio=4).train()
     head = nn.LazyLinear(4)
@@ -278,6 +291,67 @@ def test_bad_arguments(name, kwargs, message):
         build(name, **kwargs)
 
 
+def with_plain_weights(name, path, **kwargs):
+    """A plain network, and the same with SE that starts as the identity beside its weights."""
+    plain = build(name, with_se=False, **kwargs)
+    randomise(plain)
+    torch.save(plain.state_dict(), path)
+    init_cfg = dict(type='Pretrained', checkpoint=str(path), fresh_se='identity')
+    return plain.double().eval(), build(name, seed=1, init_cfg=init_cfg, **kwargs).double().eval()
+
+
+def randomise(model):
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+
+
+@pytest.mark.parametrize('name', [name for name in TINY if name not in ('SECNN', 'SEBNInception')])
+def test_fresh_se_starts_as_the_identity(name, tmp_path):
+    plain, se = with_plain_weights(name, tmp_path / 'plain.pth')
+    x = image(1, 96, 96, dtype=torch.float64)
+    with torch.no_grad():
+        for a, b in zip(se(x), plain(x), strict=True):
+            torch.testing.assert_close(a, b)
+    loss_of(se(x)).backward()
+    for module in se.modules():
+        if isinstance(module, SELayer):
+            assert module.conv2.conv.bias.grad.any()
+
+
+def test_fresh_se_starts_as_the_identity_in_a_bottleneck(tmp_path):
+    plain, se = with_plain_weights('SEResNet-bottleneck', tmp_path / 'plain.pth', se_position='3x3')
+    x = image(1, 96, 96, dtype=torch.float64)
+    with torch.no_grad():
+        for a, b in zip(se(x), plain(x), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+PLUGIN = dict(cfg=dict(type='ContextBlock', ratio=1 / 4), position='after_conv2')
+
+
+@pytest.mark.parametrize(
+    'name, kwargs, layer',
+    [
+        ('SEBNInception', dict(), 'stage2.0.se_layer'),  # of a unit that passes pooled input on
+        ('SEResNet', dict(se_position='post'), 'layer1.0.se_layer'),
+        ('SEResNet', dict(plugins=[PLUGIN]), 'layer1.0.se_layer'),
+        ('SEMobileNet', dict(se_cfg=dict(act_cfg=(dict(type='ReLU'), dict(type='Tanh')))), 'stage1.0.se_layer'),
+        ('SEShuffleNet', dict(norm_cfg=dict(type='IN', affine=False)), 'stage1.0.se_layer'),
+        ('SECNN', dict(), 'stage1.0'),
+    ],
+)
+def test_where_fresh_se_cannot_start_as_the_identity(name, kwargs, layer):
+    model = build(name, **kwargs)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(InputError, match=rf"fresh_se='identity': {layer} cannot start .* Set with_se=False for its"):
+        start_as_identity(model)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    if name == 'SEBNInception':
+        start_as_identity(build(name, with_se=(True, False, False)))
+
+
 @pytest.mark.parametrize('name', ['SEResNet', 'SENet', 'SEInceptionResNetV2', 'SEShuffleNet', 'SEResNetCIFAR-basic'])
 def test_fused_and_not(name):
     """Outputs and gradients of residual networks with the fused tail and without it."""
@@ -320,6 +394,8 @@ def test_gates_train(gate, zero_init):
             build('SEResNet', **options)
         return
     model = build('SEResNet', **options).train()
+    # nothing starts at zero by an init_cfg
+    build('SEResNet', **dict(options, zero_init_residual=True), init_cfg=dict(type='Kaiming', layer='Conv2d'))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     for _ in range(2):
         optimizer.zero_grad()

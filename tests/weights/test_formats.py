@@ -1,6 +1,8 @@
 """Weights of other projects give here the features they give there, and go back as they came."""
 
+import ast
 import logging
+import re
 
 import mmcv.ops  # noqa: F401  registers DCNv2
 import pytest
@@ -8,6 +10,9 @@ import timm
 import torch
 import torchvision
 from features import assert_same_features, image, loaded, randomise
+from mmpretrain.models import ResNet as MMPretrainResNet
+from mmpretrain.models import ResNetV1c, ResNetV1d
+from mmpretrain.models import SEResNet as MMPretrainSEResNet
 from torch import nn
 
 from se_mm.conversion import openmmlab_state, save_weights, timm_state
@@ -83,6 +88,9 @@ def test_there_and_back_gives_the_same_bits(name, suffix, tmp_path):
     assert all(torch.equal(back[key], tensor) for key, tensor in theirs.items())
 
 
+WIDE = dict(base_channels=128, expansion=2, stem_channels=64)
+
+
 @pytest.mark.parametrize(
     'make, arguments',
     [
@@ -90,19 +98,28 @@ def test_there_and_back_gives_the_same_bits(name, suffix, tmp_path):
         (torchvision.models.resnet50, dict(type='se_mm.SEResNet', depth=50)),
         (torchvision.models.resnext50_32x4d, dict(type='se_mm.SEResNeXt', depth=50)),
         (lambda: timm.create_model('resnet50d'), dict(type='se_mm.SEResNet', depth=50, deep_stem=True, avg_down=True)),
+        (torchvision.models.wide_resnet50_2, dict(type='se_mm.SEResNet', depth=50, **WIDE)),
+        (lambda: timm.create_model('wide_resnet50_2'), dict(type='se_mm.SEResNet', depth=50, **WIDE)),
+        (lambda: MMPretrainResNet(50, **WIDE), dict(type='se_mm.SEResNet', depth=50, **WIDE)),
+        (lambda: ResNetV1c(depth=50), dict(type='se_mm.SEResNet', depth=50, deep_stem=True)),
+        (lambda: ResNetV1d(depth=50), dict(type='se_mm.SEResNet', depth=50, deep_stem=True, avg_down=True)),
+        (lambda: ResNetV1d(depth=34), dict(type='se_mm.SEResNet', depth=34, deep_stem=True, avg_down=True)),
     ],
-    ids=['resnet18', 'resnet50', 'resnext50', 'resnet50d'],
+    ids=['resnet18', 'resnet50', 'resnext50', 'resnet50d']
+    + ['wide of torchvision', 'wide of timm', 'wide of mmpretrain', 'V1c', 'V1d', 'V1d-34'],
 )
 def test_plain_networks(make, arguments, tmp_path):
     """The trunk is loaded, SE starts afresh: exactly as if there were none if asked for."""
     theirs = randomise(make())
     path = save_weights(theirs.state_dict(), tmp_path / 'weights.pth')
+    found = constructor_arguments(expected_arguments(recognise(theirs.state_dict(), 'a')))
+    assert found == arguments
     assert_same_features(theirs, loaded(path, **arguments, with_se=False))
     ours = MODELS.build(dict(arguments, norm_eval=False))
     report = load_backbone(ours, str(path))
     assert report.fresh_se and 'start afresh' in str(report)
     assert all('se_layer' in name for name in report.fresh)
-    assert report.left_over == ['fc.weight', 'fc.bias']
+    assert report.left_over in ([], ['fc.weight', 'fc.bias'])
     load_backbone(ours, str(path), fresh_se='identity')
     assert_same_features(theirs, ours)
 
@@ -121,9 +138,7 @@ def test_fresh_se_learns():
 
 @pytest.mark.parametrize('prefix', [None, 'backbone.', 'backbone'])
 def test_classifier_of_mmpretrain(prefix, tmp_path):
-    from mmpretrain.models import SEResNet as Theirs
-
-    theirs = randomise(Theirs(50, out_indices=(0, 1, 2, 3)))
+    theirs = randomise(MMPretrainSEResNet(50, out_indices=(0, 1, 2, 3)))
     state = {f'backbone.{k}': v for k, v in theirs.state_dict().items()}
     state.update({'head.fc.weight': torch.randn(10, 2048), 'head.fc.bias': torch.randn(10)})
     path = save_weights(state, tmp_path / 'weights.pth')
@@ -137,6 +152,12 @@ def test_classifier_of_mmpretrain(prefix, tmp_path):
     weights = recognise(read_checkpoint(path)['state_dict'], 'a')
     back = openmmlab_state(weights)
     assert set(back) == set(state) and all(torch.equal(back[k], v) for k, v in state.items())
+
+
+def test_deep_stem_and_average_pools_of_mmpretrain(tmp_path):
+    theirs = randomise(MMPretrainSEResNet(50, deep_stem=True, avg_down=True))
+    path = save_weights(theirs.state_dict(), tmp_path / 'weights.pth')
+    assert_same_features(theirs, loaded(path, type='se_mm.SEResNet', depth=50, deep_stem=True, avg_down=True))
 
 
 @pytest.mark.parametrize(
@@ -318,10 +339,48 @@ def test_plugins_come_back_as_they_were(tmp_path):
     )
 
 
-def test_wide_networks(tmp_path):
-    with torch.device('meta'):
-        found = arguments_of(recognise(torchvision.models.wide_resnet50_2().state_dict(), 'a').tensors)
-    assert constructor_arguments(found) == dict(type='se_mm.SEResNeXt', depth=50, groups=1, base_width=128)
+def follow(arguments, error):
+    """The arguments changed as an error says."""
+    changed = dict(arguments)
+    advice = str(error).partition(': set ')[2]
+    pattern = r'(\w+)=(.+?)(?: without ([\w, ]+?))?(?: \(is .+?\))?(?:, (?=\w+=)|$)'
+    for key, value, without in re.findall(pattern, advice):
+        changed[key] = ast.literal_eval(value)
+        changed = {k: v for k, v in changed.items() if k not in without.split(', ')}
+    return dict(changed, type=f'se_mm.{changed["type"].rpartition(".")[2]}')
+
+
+@pytest.mark.parametrize(
+    'name, arguments',
+    [
+        ('wide_resnet50_2', dict(type='se_mm.SEResNet', depth=50)),
+        ('wide_resnet101_2', dict(type='se_mm.SEResNet', depth=50, base_channels=128)),
+        ('wide_resnet50_2', dict(type='se_mm.SEResNeXt', depth=50, groups=32, base_width=4)),
+        ('wide_resnet50_2', dict(type='se_mm.SENet')),
+        ('resnet50', dict(type='se_mm.SEResNet', depth=50, **WIDE)),
+        ('resnext50_32x4d', dict(type='se_mm.SEResNet', depth=50, **WIDE)),
+        ('resnext101_64x4d', dict(type='se_mm.SEResNet', depth=50)),
+        ('seresnet152d', dict(type='se_mm.SENet')),
+        ('legacy_senet154', dict(type='se_mm.SEResNet', depth=50)),
+    ],
+    ids=str,
+)
+def test_advice_leads_to_success_at_once(name, arguments, tmp_path):
+    path = str(save_weights(timm.create_model(name).state_dict(), tmp_path / 'weights.pth'))
+    with pytest.raises(InputError, match=': set ') as caught:
+        load_backbone(MODELS.build(arguments), path)
+    load_backbone(MODELS.build(follow(arguments, caught.value)), path)
+
+
+def test_networks_of_fewer_stages_and_channels_fit_themselves(tmp_path):
+    """Also where no depth has these stages, and where groups are as wide as in no published network."""
+    stages = dict(num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(1,))
+    for kwargs in (dict(), dict(groups=4, base_width=4, base_channels=16)):
+        model = (SEResNeXt if kwargs else SEResNet)(50, **stages, **kwargs)
+        path = str(save_weights(model.state_dict(), tmp_path / 'weights.pth'))
+        assert load_backbone(model, path).fresh == []
+        found = arguments_of(model.state_dict())
+        assert {key: found[key] for key in kwargs} == kwargs
 
 
 def test_nothing_is_half_written(tmp_path, monkeypatch):
