@@ -6,9 +6,11 @@ metrics.json in the work dirs, where tools/test.py leaves them.
 
 import argparse
 import json
+from itertools import zip_longest
 from pathlib import Path
 
 import yaml
+from mmengine.config import Config
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -16,7 +18,7 @@ from rich.table import Table
 import se_mm  # noqa: F401  registers the backbones
 from se_mm.analysis import complexity
 from se_mm.engine import guard
-from se_mm.utils import InputError, write_json
+from se_mm.utils import InputError, write_json, written_whole
 from se_mm.utils.config import config_path, load_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
@@ -65,11 +67,8 @@ def measured_numbers(work_dir: str, config: str) -> dict:
     return numbers
 
 
-def row_of(config: str, work_dir: str | None, shape: tuple[int, int] | None) -> dict:
-    config = str(config_path(config))
-    cfg = load_config(config, work_dir=work_dir)
-    counts = complexity(cfg, shape)
-    measured = measured_numbers(cfg.work_dir, config)
+def row_of(config: str, cfg: Config, shape: tuple[int, int] | None) -> dict:
+    counts, measured = complexity(cfg, shape), measured_numbers(cfg.work_dir, config)
     return dict(config=config, work_dir=cfg.work_dir, **counts, measured=measured, paper=paper_numbers(config))
 
 
@@ -93,12 +92,13 @@ def main():
     args = parse_args()
     if args.work_dirs and len(args.work_dirs) != len(args.configs):
         raise InputError(f'--work-dirs has {len(args.work_dirs)} folders for {len(args.configs)} configs')
-    work_dirs = args.work_dirs or [None] * len(args.configs)
-    pairs = track(list(zip(args.configs, work_dirs)), 'counting', console=Console(stderr=True), transient=True)
-    rows = [row_of(config, work_dir, args.shape and tuple(args.shape)) for config, work_dir in pairs]
-    scopes = {load_config(config).default_scope for config in args.configs}
+    paths = [str(config_path(config)) for config in args.configs]
+    cfgs = [load_config(path, work_dir=folder) for path, folder in zip_longest(paths, args.work_dirs or ())]
+    scopes = {cfg.get('default_scope') for cfg in cfgs}
     if len(scopes) > 1:
         raise InputError('detectors and classifiers have no numbers in common: compare them separately')
+    pairs = track(list(zip(paths, cfgs)), 'counting', console=Console(stderr=True), transient=True)
+    rows = [row_of(path, cfg, args.shape and tuple(args.shape)) for path, cfg in pairs]
     columns = DETECTION if scopes == {'mmdet'} else ERROR
     unit = '' if scopes == {'mmdet'} else ' error'
     header = ['config', 'params, M', 'GFLOPs', *(f'{name}{unit}' for name in columns), 'paper']
@@ -114,7 +114,8 @@ def main():
     if args.markdown:
         lines = [header, ['---'] * len(header), *body]
         text = ''.join(f'| {" | ".join(line)} |\n' for line in lines) + f'\n{caption}\n'
-        Path(args.markdown).write_text(text)
+        with written_whole(args.markdown) as partial:
+            partial.write_text(text)
     if args.json:
         write_json(args.json, rows)
 

@@ -19,7 +19,7 @@ from torch import nn
 
 import se_mm  # noqa: F401  registers the backbones
 from se_mm.engine import guard
-from se_mm.engine.checks import check_checkpoint
+from se_mm.engine.weight_checks import check_checkpoint
 from se_mm.models.base import Backbone
 from se_mm.utils import InputError, written_whole
 from se_mm.utils.config import load_config, use_scope

@@ -16,6 +16,7 @@ from rich.table import Table
 import se_mm  # noqa: F401  registers the backbones
 from se_mm.engine import check_config, guard, init_distributed, once_per_machine
 from se_mm.engine.arguments import add_arguments, parse_arguments
+from se_mm.engine.drawing import DrawInChild
 from se_mm.engine.results import coco_metrics, save_predictions, write_metrics
 from se_mm.utils import InputError
 from se_mm.utils.config import load_config, type_name
@@ -29,7 +30,8 @@ def parse_args():
     parser.add_argument('--out', metavar='FILE.pkl', help='write all predictions to a pickle file')
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
     parser.add_argument(
-        '--show-dir', help='draw predictions into this folder, below the time of the run in the work dir'
+        '--show-dir',
+        help="draw predictions into this folder; a detector's is below the time of the run in the work dir",
     )
     parser.add_argument('--wait-time', type=float, default=2, help='seconds between shown images')
     parser.add_argument('--classwise', action='store_true', help='also AP of each class')
@@ -43,8 +45,10 @@ def parse_args():
 
 def add_visualization(cfg: Config, args: argparse.Namespace) -> None:
     hook = cfg.get('default_hooks', {}).get('visualization')
-    if hook is None:
-        raise InputError(f'--show and --show-dir: {args.config} has no default_hooks.visualization')
+    if hook is None or 'visualizer' not in cfg:
+        raise InputError(f'--show and --show-dir: {args.config} has no default_hooks.visualization or no visualizer')
+    if args.launcher != 'none' and type_name(hook) == 'TrackVisualizationHook':
+        raise InputError('--show and --show-dir: tracks are drawn by one process only, leave out --launcher')
     if cfg.default_scope == 'mmdet':
         hook.update(draw=True, show=args.show, wait_time=args.wait_time, test_out_dir=args.show_dir)
     else:
@@ -104,7 +108,10 @@ def main():
     once_per_machine(lambda: check_config(cfg, training=False, checkpoint=args.checkpoint))
     if args.tta:
         add_tta(cfg, args)
+    hooks = [DrawInChild(cfg)] if args.show_dir and args.launcher != 'none' else []
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    for hook in hooks:
+        runner.register_hook(hook)
     if args.out:
         if cfg.default_scope == 'mmdet':
             from mmdet.evaluation import DumpDetResults as Dump

@@ -8,7 +8,8 @@ import torch
 from mmengine.config import Config
 from torch.utils.flop_counter import FlopCounterMode
 
-from se_mm.utils.config import build_model, leaf_datasets, type_name, use_scope
+from se_mm.utils import InputError
+from se_mm.utils.config import build_model, config_parts, leaf_datasets, type_name, use_scope
 
 SMALL_IMAGES = ('CIFAR10', 'CIFAR100', 'SVHN')  # 32x32
 
@@ -19,7 +20,7 @@ def input_size(cfg: Config) -> tuple[int, int]:
     for dataset in leaf_datasets(cfg.get('test_dataloader', {}).get('dataset')):
         if type_name(dataset) in SMALL_IMAGES:
             shape = (32, 32)
-        for transform in dataset.get('pipeline', []):
+        for _, transform in config_parts(dataset.get('pipeline'), 'pipeline'):
             size = transform.get('crop_size') or transform.get('scale')
             if type_name(transform) == 'CenterCrop':
                 shape = (size, size) if isinstance(size, int) else tuple(size)
@@ -28,23 +29,28 @@ def input_size(cfg: Config) -> tuple[int, int]:
     return shape
 
 
-def complexity(cfg: Config, shape: tuple[int, int] | None = None) -> dict[str, int | float | list[int]]:
+def complexity(cfg: Config, shape: tuple[int, int] | None = None) -> dict[str, int | float | list[int] | None]:
     """Count the parameters and the multiply-adds of one image's forward pass on the CPU.
 
     Counted are convolutions and matrix products, a multiply-add as one, like in the papers. Norms,
     activations, pooling and compiled operators of mmcv are not. A two-stage detector is counted with
     all the proposals its test settings allow, so that the figure does not depend on the weights.
+    Of a model with a ``detector`` inside, a tracker or a semi-supervised one, the detector is counted.
 
     Args:
         cfg: config of a detector or a classifier.
         shape: height and width of the image, None for that of the test pipeline.
 
     Returns:
-        ``params``, ``backbone_params``, ``gflops`` and ``shape``.
+        ``params``, ``backbone_params`` (None without ``backbone``), ``gflops`` and ``shape``.
+
+    Raises:
+        InputError: the model cannot be built, or does not run on an image alone.
     """
     use_scope(cfg)
     shape = shape or input_size(cfg)
-    counted = Config(dict(model=deepcopy(cfg.model.to_dict()), default_scope=cfg.default_scope), filename=cfg.filename)
+    counted = deepcopy((cfg.model.get('detector') or cfg.model).to_dict())
+    counted = Config(dict(model=counted, default_scope=cfg.default_scope), filename=cfg.filename)
     rpn = counted.model.get('test_cfg', {}) and counted.model.test_cfg.get('rpn')
     if rpn:
         rpn.nms.iou_threshold = 1.0
@@ -56,10 +62,18 @@ def complexity(cfg: Config, shape: tuple[int, int] | None = None) -> dict[str, i
         meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, batch_input_shape=shape, scale_factor=(1.0, 1.0))
         inputs.append([DetDataSample(metainfo=meta)])
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(*inputs, mode='tensor')
+        try:
+            model(*inputs, mode='tensor')
+        except Exception as error:  # models do with images what they like
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise InputError(
+                f'{cfg.filename}: {type(model).__name__} cannot be counted, it does not run on an image of '
+                f'{shape[0]}x{shape[1]} alone: {reason}'
+            ) from error
+    backbone = getattr(model, 'backbone', None)
     return dict(
         params=sum(p.numel() for p in model.parameters()),
-        backbone_params=sum(p.numel() for p in model.backbone.parameters()),
+        backbone_params=sum(p.numel() for p in backbone.parameters()) if backbone is not None else None,
         gflops=counter.get_total_flops() / 2e9,
         shape=list(shape),
     )

@@ -5,15 +5,50 @@ from __future__ import annotations
 import argparse
 import os
 
-from mmengine.config import DictAction
+from mmengine.config import Config, DictAction
 
+from se_mm.utils import InputError
 from se_mm.weights.pickles import allow_unsafe_pickle
+
+
+class ConfigOptions(DictAction):
+    """MMEngine's KEY=VALUE pairs, and values with dicts, which are written as in a config.
+
+    Raises:
+        InputError: naming the pair that cannot be read.
+    """
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: list[str],
+        option_string: str | None = None,
+    ) -> None:
+        options = dict(getattr(namespace, self.dest) or {})
+        for pair in values:
+            key, equals, value = pair.partition('=')
+            if not key or not equals:
+                raise InputError(f'{option_string} {pair}: expected KEY=VALUE')
+            try:
+                if value.startswith(('[', '(', '{', 'dict(')) and ('{' in value or 'dict(' in value):
+                    options[key] = Config.fromstring(f'value = {value}', '.py').value
+                else:
+                    options[key] = self._parse_iterable(value)
+            except Exception as error:  # a value with dicts is a program
+                raise InputError(
+                    f'{option_string} {pair}: not a value ({error}); one with dicts is written as in a config, and in '
+                    f"""quotes for the shell: "{key}=[dict(type='NAME')]\""""
+                ) from error
+        setattr(namespace, self.dest, options)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that training and evaluation share."""
     parser.add_argument('--work-dir', help='folder of everything that is written [./work_dirs/CONFIG]')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override the config')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', help='override the config'
+    )
     parser.add_argument(
         '--unsafe-pickle',
         action='store_true',

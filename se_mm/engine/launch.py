@@ -16,9 +16,24 @@ import torch
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.dist import all_gather_object, init_dist, is_distributed
+from mmengine.registry import MODEL_WRAPPERS
+from torch.nn.parallel import DistributedDataParallel
 
 from se_mm.utils import InputError
 from se_mm.weights.pickles import refuse_code
+
+# How each launcher tells a process its number, the number of all, its number on its machine and the number there.
+VARIABLES = dict(
+    pytorch=('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE'),
+    slurm=('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID', 'SLURM_NTASKS_PER_NODE'),
+    mpi=(
+        'OMPI_COMM_WORLD_RANK',
+        'OMPI_COMM_WORLD_SIZE',
+        'OMPI_COMM_WORLD_LOCAL_RANK',
+        'OMPI_COMM_WORLD_LOCAL_SIZE',
+    ),
+)
+STARTERS = dict(pytorch='tools/dist_train.sh or torchrun', slurm='srun', mpi="OpenMPI's mpirun")
 
 
 def check_gpus(processes: int) -> None:
@@ -31,24 +46,27 @@ def check_gpus(processes: int) -> None:
         )
 
 
-def _set_environment(launcher: str) -> None:
-    # What MMEngine does for these launchers, but only where there are GPUs.
-    env = os.environ
-    if launcher == 'slurm':
-        env['RANK'], env['WORLD_SIZE'] = env['SLURM_PROCID'], env['SLURM_NTASKS']
-        env['LOCAL_RANK'] = env.get('SLURM_LOCALID', '0')
-        if 'MASTER_ADDR' not in env:
-            hosts = subprocess.check_output(['scontrol', 'show', 'hostname', env['SLURM_NODELIST']], text=True)
-            env['MASTER_ADDR'] = hosts.split()[0]
-    elif launcher == 'mpi':
-        env['RANK'], env['WORLD_SIZE'] = env['OMPI_COMM_WORLD_RANK'], env['OMPI_COMM_WORLD_SIZE']
-        env['LOCAL_RANK'] = env['OMPI_COMM_WORLD_LOCAL_RANK']
-        if 'MASTER_ADDR' not in env:
-            raise InputError('--launcher mpi needs the address of the first machine: set MASTER_ADDR')
+def set_environment(launcher: str) -> int:
+    """Set the variables from which torch and MMEngine take numbers and address, whatever the launcher calls them.
+
+    Returns:
+        The number of processes on this machine, 1 if the launcher does not say.
+
+    Raises:
+        InputError: the process was not started by ``launcher``, or nobody knows the first machine's address.
+    """
+    env, (rank, world_size, local_rank, local_size) = os.environ, VARIABLES[launcher]
+    for name, variable in (('RANK', rank), ('WORLD_SIZE', world_size), ('LOCAL_RANK', local_rank)):
+        if variable not in env:
+            raise InputError(f'--launcher {launcher}: {variable} is not set, start with {STARTERS[launcher]}')
+        env[name] = env[variable]
+    if 'MASTER_ADDR' not in env:
+        if launcher != 'slurm':
+            raise InputError(f'--launcher {launcher} needs the address of the first machine: set MASTER_ADDR')
+        hosts = subprocess.check_output(['scontrol', 'show', 'hostname', env['SLURM_NODELIST']], text=True)
+        env['MASTER_ADDR'] = hosts.split()[0]
     env.setdefault('MASTER_PORT', '29500')
-    # By default gloo takes the address of the machine's name, which often is one that no other machine reaches.
-    if 'GLOO_SOCKET_IFNAME' not in env and (interface := _interface_towards(env['MASTER_ADDR'])):
-        env['GLOO_SOCKET_IFNAME'] = interface
+    return int(env.get(local_size, 1))
 
 
 def _interface_towards(address: str) -> str | None:
@@ -76,23 +94,38 @@ def init_distributed(cfg: Config, launcher: str) -> None:
         launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
 
     Raises:
-        InputError: more processes than GPUs on this machine.
+        InputError: the process was not started by ``launcher``; more processes than GPUs on this machine; no such
+            model wrapper.
     """
     cfg.launcher = launcher
     if launcher == 'none':
         return
+    processes = set_environment(launcher)
     if torch.cuda.is_available():
-        check_gpus(int(os.environ.get('LOCAL_WORLD_SIZE') or os.environ.get('SLURM_NTASKS_PER_NODE') or 1))
+        check_gpus(processes)
         init_dist(launcher, **cfg.get('env_cfg', {}).get('dist_cfg', dict(backend='nccl')))
         return
-    _set_environment(launcher)
+    env = os.environ
+    # By default gloo takes the address of the machine's name, which often is one that no other machine reaches.
+    if 'GLOO_SOCKET_IFNAME' not in env and (interface := _interface_towards(env['MASTER_ADDR'])):
+        env['GLOO_SOCKET_IFNAME'] = interface
     dist.init_process_group('gloo')
-    cfg.model_wrapper_cfg = dict(
-        type='MMDistributedDataParallel',
-        device_ids=None,
-        broadcast_buffers=False,
-        find_unused_parameters=cfg.get('find_unused_parameters', False),
-    )
+    cfg.model_wrapper_cfg = cpu_wrapper(cfg)
+
+
+def cpu_wrapper(cfg: Config) -> dict:
+    """The config's ``model_wrapper_cfg``, or what MMEngine wraps a model in without one, with no GPU named.
+
+    Raises:
+        InputError: its type is not known.
+    """
+    default = dict(broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False))
+    wrapper = dict(cfg.get('model_wrapper_cfg') or default)
+    kind = wrapper.setdefault('type', 'MMDistributedDataParallel')
+    cls = MODEL_WRAPPERS.get(kind) if isinstance(kind, str) else kind
+    if cls is None:
+        raise InputError(f'{cfg.filename}: model_wrapper_cfg.type={kind!r} is no registered model wrapper')
+    return dict(wrapper, device_ids=None) if issubclass(cls, DistributedDataParallel) else wrapper
 
 
 def print_error(error: InputError) -> None:
@@ -127,7 +160,8 @@ def guard() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        if (os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or '0') != '0':
+        ranks = [os.environ[rank] for rank, *_ in VARIABLES.values() if rank in os.environ]
+        if ranks and ranks[0] != '0':
             time.sleep(10)  # a launcher ends all processes with the first: then the main one has said it
         print_error(error)
         sys.exit(1)

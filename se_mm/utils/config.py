@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.model import PretrainedInit
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
@@ -18,6 +20,8 @@ from torch import nn
 from .files import InputError
 
 SCOPES = ('mmdet', 'mmpretrain')
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+EVALUATORS = ('val_evaluator', 'test_evaluator')
 
 
 def config_path(config: str | os.PathLike) -> Path:
@@ -52,22 +56,98 @@ def plain_twin(config: str | os.PathLike) -> Path:
 def load_config(config: str | os.PathLike, options: dict | None = None, work_dir: str | None = None) -> Config:
     """A config, given as for :func:`config_path`, with the command line's overrides and its work dir.
 
-    The work dir is the argument, else the config's, else ``./work_dirs/<name of the config>``.
+    A top-level ``data_root`` of the command line, or of a config that inherits its data sets and changes nothing else
+    about where they are, moves all data, see :func:`move_data`. The work dir is the argument, else the config's, else
+    ``./work_dirs/<name of the config>``.
 
     Raises:
         InputError: the file is missing or not a config, or an override does not fit it.
     """
-    path = config_path(config)
+    path, options = config_path(config), options or {}
     try:
         cfg = Config.fromfile(path)
-        cfg.merge_from_dict(options or {})
     except Exception as error:
         # A config is a program: it can fail in any way.
         raise InputError(f'config {config} cannot be read: {type(error).__name__}: {error}') from error
     if 'model' not in cfg:
         raise InputError(f'config {config} has no model: is it a config of a detector or classifier?')
+    if _inherits_data(cfg):
+        move_data(cfg, cfg.data_root)
+    if 'data_root' in options:
+        move_data(cfg, str(options['data_root']))
+    for key in options:
+        _check_list_index(cfg, key)
+    try:
+        cfg.merge_from_dict(options)
+    except (KeyError, TypeError) as error:
+        raise InputError(f'--cfg-options do not fit {config}: {error.args[0]}') from error
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(path).stem))
     return cfg
+
+
+def _check_list_index(cfg: Config, key: str) -> None:
+    # MMEngine makes ``hooks.0=...`` of a list that is not there a dict with the key '0'.
+    node, names = cfg, key.split('.')
+    for i, name in enumerate(names):
+        if isinstance(node, list | tuple):
+            node = node[int(name)] if name.isdigit() and int(name) < len(node) else None
+        elif name.isdigit() and i:
+            above = '.'.join(names[:i])
+            raise InputError(f'--cfg-options {key}: {above} is no list, give it as a whole: {above}=[dict(...)]')
+        else:
+            node = node.get(name) if isinstance(node, Config | dict) else None
+
+
+def move_data(cfg: Config, root: str) -> None:
+    """Put the one ``data_root`` that all data sets of a config have, and all paths below it, to another place.
+
+    The paths are those of ``train_``, ``val_`` and ``test_dataloader`` and of the evaluators.
+
+    Raises:
+        InputError: the data sets have several.
+    """
+    roots = _data_roots(cfg)
+    if len(roots) != 1:
+        found = f'are in {" and ".join(sorted(roots))}' if roots else 'have no data_root'
+        raise InputError(
+            f'data_root={root}: the data sets of {cfg.filename} {found}: set data_root of each, as '
+            'train_dataloader.dataset.data_root'
+        )
+    old = roots.pop()
+
+    def moved(text: str) -> str:
+        return root.rstrip('/') + text.removeprefix(old) if text == old or text.startswith(f'{old}/') else text
+
+    for key in (*LOADERS, *EVALUATORS):
+        if key in cfg:
+            cfg[key] = _map_strings(cfg[key], moved)
+    print_log(f'data_root={root}: all data sets and evaluators move there from {old}', logger='current')
+
+
+def _data_roots(cfg: Config) -> set[str]:
+    datasets = (part for key in LOADERS for part in leaf_datasets((cfg.get(key) or {}).get('dataset')))
+    return {dataset['data_root'].rstrip('/') for dataset in datasets if dataset.get('data_root')}
+
+
+def _inherits_data(cfg: Config) -> bool:
+    """Whether the last file of a chain of configs that sets ``data_root`` leaves all data where the files above do."""
+    *above, own = re.split(r'^data_root\s*=', cfg.text, flags=re.MULTILINE)
+    roots = _data_roots(cfg)
+    if len(roots) != 1 or not isinstance(cfg.get('data_root'), str):
+        return False
+    literal = re.compile(f'[\'"]{re.escape(roots.pop())}/?[\'"]')
+    return bool(literal.search(''.join(above))) and not literal.search(own)
+
+
+def _map_strings(node: object, change: Callable[[str], str]) -> object:
+    if isinstance(node, str):
+        return change(node)
+    if isinstance(node, list | tuple):
+        return type(node)(_map_strings(item, change) for item in node)
+    if isinstance(node, dict):
+        for key, value in list(node.items()):
+            node[key] = _map_strings(value, change)
+    return node
 
 
 def use_scope(cfg: Config) -> None:
@@ -109,9 +189,9 @@ def build_model(cfg: Config) -> nn.Module:
     """
     try:
         return MODELS.build(deepcopy(cfg.model))  # some of mmdet's modules edit their config
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
-        reason = error.args[0] if error.args else type(error).__name__
-        raise InputError(f'{cfg.filename}: the model cannot be built: {reason}') from error
+    except (AssertionError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        reason = error.args[0] if isinstance(error, KeyError) and error.args else str(error) or type(error).__name__
+        raise InputError(f'{cfg.filename}: the model cannot be built: {" ".join(str(reason).split())}') from error
 
 
 def type_name(cfg: dict) -> str:
@@ -136,3 +216,17 @@ def leaf_datasets(dataset: dict | None) -> Iterator[dict]:
         yield dataset
     for part in inner:
         yield from leaf_datasets(part)
+
+
+def config_parts(node: object, path: str) -> Iterator[tuple[str, dict]]:
+    """All dicts inside a config, from the inside out, each with its path as in ``--cfg-options``.
+
+    Args:
+        node: a config or a part of it, or a list of some.
+        path: of ``node``.
+    """
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
+    for key, value in items:
+        yield from config_parts(value, f'{path}.{key}')
+    if isinstance(node, dict):
+        yield path, node

@@ -12,10 +12,9 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 from se_mm.datasets.checks import check_dataset
 from se_mm.engine import check_config
-from se_mm.engine.checks import check_pretrained
-from se_mm.engine.launch import check_gpus
+from se_mm.engine.weight_checks import check_frozen, check_pretrained
 from se_mm.utils import InputError
-from se_mm.utils.config import build_model, load_config
+from se_mm.utils.config import build_model, load_config, use_scope
 
 DETECTOR = CONFIGS / 'quickstart' / 'faster_rcnn_se_r18_shapes.py'
 CLASSIFIER = CONFIGS / 'quickstart' / 'se_r18_scenes.py'
@@ -133,10 +132,7 @@ def test_data_of_other_kinds_is_left_to_its_class(root, tmp_path):
 
 def test_checking_leaves_the_config_as_it_is(root):
     """Some of mmdet's detectors edit the config they are built from."""
-    base = (
-        Path(mmdet.__file__).parent / '.mim' / 'configs' / 'deformable_detr' / 'deformable-detr_r50_16xb2-50e_coco.py'
-    )
-    cfg = load_config(base)
+    cfg = load_config(mmdet_config('deformable_detr/deformable-detr_r50_16xb2-50e_coco.py'))
     init_default_scope('mmdet')
     before = cfg.model.to_dict()
     build_model(cfg), build_model(cfg)
@@ -241,10 +237,85 @@ def test_pretrained_parts_are_found_everywhere(root, tmp_path):
     cfg.model.backbone.init_cfg = [dict(type='Kaiming', layer='Conv2d'), missing]
     with pytest.raises(InputError, match=r'model\.backbone\.init_cfg: .*no\.pth does not exist'):
         check_config(cfg, training=True)
-    with pytest.raises(InputError, match=r'model\.parts\.0\.init_cfg: .*no\.pth does not exist'):
-        check_pretrained(dict(parts=[dict(type='se_mm.SEResNet', depth=18, init_cfg=missing)]), None)
-    with pytest.raises(InputError, match=r'model\.pretrained: .*no\.pth does not exist'):
-        check_pretrained(dict(type='se_mm.SEResNet', depth=18, pretrained=missing['checkpoint']), None)
+    cfg = load_config(DETECTOR, options(DETECTOR, root))
+    cfg.model.neck = [
+        cfg.model.neck,
+        dict(type='ChannelMapper', in_channels=[64] * 5, out_channels=64, kernel_size=1, init_cfg=missing),
+    ]
+    with pytest.raises(InputError, match=r'model\.neck\.1\.init_cfg: .*no\.pth does not exist'):
+        check_config(cfg, training=True)
+    cfg = load_config(DETECTOR, options(DETECTOR, root))
+    cfg.model.backbone.pretrained = missing['checkpoint']
+    with pytest.raises(
+        InputError, match=r'model\.backbone\.pretrained: .*--cfg-options model\.backbone\.pretrained=FILE'
+    ):
+        check_config(cfg, training=True)
+
+
+def mmdet_config(name):
+    return Path(mmdet.__file__).parent / '.mim' / 'configs' / name
+
+
+def test_pretrained_parts_that_only_their_parents_can_build(tmp_path):
+    """Without a type, or with arguments that a parent adds."""
+    path = tmp_path / 'a.pth'
+    cfg = load_config(mmdet_config('deformable_detr/deformable-detr_r50_16xb2-50e_coco.py'))
+    use_scope(cfg)
+    cfg.model.backbone.init_cfg = None
+    cfg.model.encoder.init_cfg = dict(type='Pretrained', checkpoint=str(path))
+    cfg.model.bbox_head.init_cfg = dict(type='Pretrained', checkpoint=str(path), prefix='bbox_head')
+    model = build_model(cfg)
+    with pytest.raises(InputError, match=r'model\.encoder\.init_cfg: .*a\.pth does not exist'):
+        check_pretrained(cfg, model)
+    torch.save(model.encoder.state_dict(), path)
+    with pytest.raises(InputError, match=r'model\.bbox_head\.init_cfg: '):
+        check_pretrained(cfg, model)
+    weights = {f'bbox_head.{name}': w for name, w in model.bbox_head.state_dict().items()}
+    torch.save(weights | model.encoder.state_dict(), path)
+    check_pretrained(cfg, model)
+
+
+@pytest.mark.parametrize('kind', ['se_mm.SEResNet', 'ResNet'])
+def test_frozen_layers_need_weights(root, tmp_path, kind):
+    """Of backbones here and of mmdet's."""
+    frozen = {f'model.backbone.{key}': value for key, value in dict(type=kind, frozen_stages=1, norm_eval=True).items()}
+    message = problem(DETECTOR, root, **frozen)
+    assert '\n' not in message
+    assert_words(message, '--cfg-options model.backbone.frozen_stages=-1 model.backbone.norm_eval=False', 'load_from')
+    message = problem(DETECTOR, root, **frozen | {'model.backbone.norm_eval': False})
+    assert_words(message, '--cfg-options model.backbone.frozen_stages=-1, or')
+
+    cfg = load_config(DETECTOR, options(DETECTOR, root) | frozen)
+    torch.save(dict(state_dict=weights(DETECTOR, **frozen)), tmp_path / 'a.pth')
+    check_config(cfg, training=True, checkpoint=str(tmp_path / 'a.pth'))
+    check_config(cfg, training=False)
+    for part in (cfg.model.backbone, cfg.model):
+        part.init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'), prefix='backbone.')
+        if part is cfg.model:
+            part.init_cfg.pop('prefix')
+        check_config(cfg, training=True)
+        part.init_cfg = None
+
+
+def test_frozen_layers_of_semi_supervised_detectors(tmp_path):
+    """Student and teacher are built of one part of the config, under their own names."""
+    cfg = load_config(mmdet_config('soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py'))
+    use_scope(cfg)
+    check_frozen(cfg, build_model(cfg))
+    cfg.model.detector.backbone.init_cfg = None
+    with pytest.raises(InputError, match=r'--cfg-options model\.detector\.backbone\.frozen_stages=-1 '):
+        check_frozen(cfg, build_model(cfg))
+
+
+def test_group_norms_are_never_frozen(root):
+    check_config(
+        load_config(
+            DETECTOR,
+            options(DETECTOR, root)
+            | {'model.backbone.norm_eval': True, 'model.backbone.norm_cfg': dict(type='GN', num_groups=8)},
+        ),
+        training=True,
+    )
 
 
 def test_backbones_that_have_to_be_trained_first(root, tmp_path, monkeypatch):
@@ -270,12 +341,3 @@ def test_tool_prints_one_line_and_writes_nothing(run, tmp_path, tmp_path_factory
         code, output = run(sys.executable, TOOLS / 'train.py', *arguments)
         assert code == 1 and words in output.strip().splitlines()[-1] and 'Traceback' not in output
     assert not list(tmp_path.iterdir())
-
-
-def test_more_processes_than_gpus(monkeypatch):
-    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
-    check_gpus(2)
-    with pytest.raises(InputError, match='3 processes on this machine need 3 GPUs, but 2 are visible'):
-        check_gpus(3)
-    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
-    check_gpus(3)
