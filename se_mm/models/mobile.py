@@ -77,6 +77,7 @@ class ShuffleUnit(SEResidual):
         self,
         in_channels: int,
         out_channels: int,
+        *,
         groups: int,
         first: bool,
         make_se_layer: Callable[[int], nn.Module],
@@ -150,8 +151,14 @@ class SEShuffleNet(Backbone):
             blocks = []
             for j in range(num_blocks):
                 cin, width = width, int(self.arch_settings[groups] * 2**i * widen_factor)
-                first = i == j == 0
-                blocks.append(
-                    ShuffleUnit(cin, width, groups, first, partial(self.make_se_layer, i), norm_cfg, fused_se)
+                unit = ShuffleUnit(
+                    cin,
+                    width,
+                    groups=groups,
+                    first=i == j == 0,
+                    make_se_layer=partial(self.make_se_layer, i),
+                    norm_cfg=norm_cfg,
+                    fused_se=fused_se,
                 )
+                blocks.append(unit)
             self.add_stage(blocks)
