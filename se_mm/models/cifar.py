@@ -51,6 +51,7 @@ class PreActBlock(BaseModule):
         self,
         in_channels: int,
         out_channels: int,
+        *,
         stride: int,
         kernels: tuple[int, ...],
         make_se_layer: Callable[[int], nn.Module],
@@ -136,8 +137,8 @@ class SEResNetCIFAR(Backbone):
                     options.update(norm_cfg=norm_cfg, fused_se=fused_se)
                     blocks.append(SEBasicBlock(cin, width, stride=stride, downsample=downsample, **options))
                 else:
-                    kernels = self.kernels[arch['block']]
-                    blocks.append(PreActBlock(cin, width, stride, kernels, partial(self.make_se_layer, i), norm_cfg))
+                    options = dict(kernels=self.kernels[arch['block']], make_se_layer=partial(self.make_se_layer, i))
+                    blocks.append(PreActBlock(cin, width, stride=stride, norm_cfg=norm_cfg, **options))
             if i == 2 and not basic:
                 blocks.append(nn.Sequential(build_norm_layer(norm_cfg, width)[1], nn.ReLU(inplace=True)))
             self.add_stage(blocks)

@@ -39,16 +39,17 @@ class InceptionUnit(BaseModule):
         in_channels: channels of the input.
         branches: of each branch the layers one after the other: (channels, kernel, stride) of a
             convolution with norm and ReLU, or a module.
-        make_se_layer: makes SE for a number of channels.
         conv: makes such a convolution.
+        make_se_layer: makes SE for a number of channels, None for a unit without SE.
     """
 
     def __init__(
         self,
         in_channels: int,
         branches: Sequence[Sequence],
-        make_se_layer: Callable[[int], nn.Module],
+        *,
         conv: Callable[..., nn.Module],
+        make_se_layer: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.branches = nn.ModuleList()
@@ -64,7 +65,7 @@ class InceptionUnit(BaseModule):
                 width = channels
             self.branches.append(nn.Sequential(*layers))
             self.out_channels += width
-        self.se_layer = make_se_layer(self.out_channels)
+        self.se_layer = nn.Identity() if make_se_layer is None else make_se_layer(self.out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.se_layer(torch.cat([branch(x) for branch in self.branches], 1))
@@ -137,7 +138,8 @@ class SEBNInception(Backbone):
                     [pool] if one is None else [pool, (scaled(projection), 1, 1)],
                 ]
                 branches = [branch for branch in branches if branch]
-                blocks.append(InceptionUnit(channels, branches, partial(self.make_se_layer, i), conv))
+                unit = InceptionUnit(channels, branches, conv=conv, make_se_layer=partial(self.make_se_layer, i))
+                blocks.append(unit)
                 channels = blocks[-1].out_channels
             self.add_stage(blocks)
 
@@ -158,6 +160,7 @@ class InceptionResidual(SEResidual):
         self,
         channels: int,
         branches: Sequence[Sequence],
+        *,
         factor: float,
         relu: bool,
         make_se_layer: Callable[[int], nn.Module],
@@ -167,7 +170,7 @@ class InceptionResidual(SEResidual):
         super().__init__(fused_se=fused_se, factor=factor)
         if not relu:
             self.relu = nn.Identity()
-        self.mixed = InceptionUnit(channels, branches, lambda c: nn.Identity(), conv)
+        self.mixed = InceptionUnit(channels, branches, conv=conv)
         self.conv = nn.Conv2d(self.mixed.out_channels, channels, 1)
         self.norm = nn.Identity()
         self.se_layer = make_se_layer(channels)
@@ -254,14 +257,21 @@ class SEInceptionResNetV2(Backbone):
         )
         channels = w[3]
         for i, (opening, branches) in enumerate(zip(openings, residuals)):
-            first = InceptionUnit(channels, opening, lambda c: nn.Identity(), conv)
+            first = InceptionUnit(channels, opening, conv=conv)
             channels = first.out_channels
             units = []
             for j in range(blocks[i]):
                 last = i == 2 and j == blocks[i] - 1
-                factor = 1.0 if last else self.factors[i]
-                make_se_layer = partial(self.make_se_layer, i)
-                units.append(InceptionResidual(channels, branches, factor, not last, make_se_layer, conv, fused_se))
+                unit = InceptionResidual(
+                    channels,
+                    branches,
+                    factor=1.0 if last else self.factors[i],
+                    relu=not last,
+                    make_se_layer=partial(self.make_se_layer, i),
+                    conv=conv,
+                    fused_se=fused_se,
+                )
+                units.append(unit)
             if i == 2:
                 units.append(conv(channels, int(1536 * width), 1))
             self.add_stage([first, *units])

@@ -76,6 +76,7 @@ class ShuffleUnit(SEResidual):
         self,
         in_channels: int,
         out_channels: int,
+        *,
         groups: int,
         first_block: bool,
         make_se_layer: Callable[[int], nn.Module],
@@ -153,8 +154,14 @@ class SEShuffleNet(Backbone):
             blocks = []
             for j in range(num_blocks):
                 cin, width = width, int(self.arch_settings[groups] * 2**i * widen_factor)
-                first_block = i == j == 0
-                blocks.append(
-                    ShuffleUnit(cin, width, groups, first_block, partial(self.make_se_layer, i), norm_cfg, fused_se)
+                unit = ShuffleUnit(
+                    cin,
+                    width,
+                    groups=groups,
+                    first_block=i == j == 0,
+                    make_se_layer=partial(self.make_se_layer, i),
+                    norm_cfg=norm_cfg,
+                    fused_se=fused_se,
                 )
+                blocks.append(unit)
             self.add_stage(blocks)
