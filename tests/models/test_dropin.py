@@ -32,7 +32,7 @@ def plain_backbones(package):
     return configs, list(found.values())
 
 
-@pytest.mark.parametrize('package, configs, settings', [(mmdet, 540, 70), (mmpretrain, 53, 22)])
+@pytest.mark.parametrize('package, configs, settings', [(mmdet, 540, 70), (mmpretrain, 58, 26)])
 def test_every_config_accepts_se(package, configs, settings):
     """Only the type is changed, and what a type like ResNetV1d stands for."""
     total, found = plain_backbones(package)
