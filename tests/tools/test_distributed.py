@@ -10,9 +10,11 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS, TOOLS
+from scipy.io import savemat
 
 DETECTOR = CONFIGS / 'quickstart' / 'faster_rcnn_se_r18_shapes.py'
 PLAIN = CONFIGS / 'quickstart' / 'faster_rcnn_r18_shapes.py'
@@ -20,12 +22,30 @@ CLASSIFIER = CONFIGS / 'quickstart' / 'se_r18_scenes.py'
 TWELVE = 'AP AP50 AP75 AP_S AP_M AP_L AR1 AR10 AR100 AR_S AR_M AR_L'.split()
 
 
-def data(root, epochs, detection=True):
-    values = {f'{loader}_dataloader.dataset.data_root': root for loader in ('train', 'val', 'test')}
-    if detection:
-        values |= {f'{kind}_evaluator.ann_file': f'{root}/annotations/val.json' for kind in ('val', 'test')}
-    values |= {'train_cfg.max_epochs': epochs, 'train_cfg.val_interval': 1, 'default_hooks.logger.interval': 1}
+def data(root, epochs):
+    values = {'data_root': root, 'train_cfg.max_epochs': epochs, 'train_cfg.val_interval': 1}
+    values['default_hooks.logger.interval'] = 1
     return ['--cfg-options', *(f'{key}={value}' for key, value in values.items())]
+
+
+def save_weights(run, config, path):
+    """Random ones."""
+    script = (
+        'import sys, torch; from se_mm.utils.config import *\n'
+        'cfg = load_config(sys.argv[1]); use_scope(cfg); torch.save(build_model(cfg).state_dict(), sys.argv[2])'
+    )
+    code, output = run(sys.executable, '-c', script, config, path)
+    assert code == 0, output
+
+
+@pytest.fixture
+def svhn(tmp_path_factory):
+    """Ten images of digits, in the files of SVHN."""
+    folder = tmp_path_factory.mktemp('svhn')
+    images = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 10), dtype=np.uint8)
+    for split in ('train', 'test'):
+        savemat(folder / f'{split}_32x32.mat', dict(X=images, y=np.arange(1, 11)[:, None]))
+    return folder
 
 
 def last_logged(output, name):
@@ -46,8 +66,9 @@ def test_detector_trains_resumes_is_evaluated_and_compared(run, shapes, free_por
 
     checkpoint = work / 'epoch_2.pth'
     test = [TOOLS / 'dist_test.sh', DETECTOR, checkpoint, 2, '--work-dir', work, '--classwise']
-    code, output = run(*test, '--out', tmp_path / 'all.pkl', *data(shapes, 2), PORT=free_port)
+    code, output = run(*test, '--out', 'all.pkl', '--show-dir', 'drawn', *data(shapes, 2), PORT=free_port)
     assert code == 0, output
+    assert {path.name for path in work.rglob('drawn/*')} == {path.name for path in (shapes / 'val').iterdir()}
     metrics = json.loads((work / 'metrics.json').read_text())
     assert [name.removeprefix('bbox_') for name in metrics['metrics']] == [*TWELVE, 'per_class']
     assert metrics['metrics']['bbox_AP'] == pytest.approx(logged, abs=6e-4)
@@ -72,13 +93,14 @@ def test_detector_trains_resumes_is_evaluated_and_compared(run, shapes, free_por
 
 
 def test_classifier_trains_and_is_evaluated(run, scenes, free_port, tmp_path):
-    options = data(scenes, 1, detection=False)
+    options = data(scenes, 1)
     code, output = run(TOOLS / 'dist_train.sh', CLASSIFIER, 2, *options, PORT=free_port)
     assert code == 0, output
     work = tmp_path / 'work_dirs' / 'se_r18_scenes'
     test = [TOOLS / 'dist_test.sh', CLASSIFIER, work / 'epoch_1.pth', 2]
-    code, output = run(*test, *options, PORT=free_port)
+    code, output = run(*test, '--show-dir', 'all', *options, PORT=free_port)
     assert code == 0, output
+    assert len(list((tmp_path / 'all').iterdir())) == 16
     once = json.loads((work / 'metrics.json').read_text())
     assert set(once['metrics']) == {'scene_error/top1', 'scene_error/top5'}
     assert once['dataset']['split'] == 'val' and once['dataset']['images'] == 16
@@ -103,18 +125,67 @@ def test_classifier_trains_and_is_evaluated(run, scenes, free_port, tmp_path):
 
 def test_detector_with_test_time_augmentation(run, shapes, tmp_path):
     checkpoint = tmp_path / 'a.pth'
-    script = (
-        'import sys, torch, se_mm; from mmengine.config import Config; from mmengine.registry import *\n'
-        'cfg = Config.fromfile(sys.argv[1]); init_default_scope("mmdet")\n'
-        'torch.save(MODELS.build(cfg.model).state_dict(), sys.argv[2])'
-    )
-    assert run(sys.executable, '-c', script, DETECTOR, checkpoint)[0] == 0
+    save_weights(run, DETECTOR, checkpoint)
     test = [sys.executable, TOOLS / 'test.py', DETECTOR, checkpoint, '--tta', '--show-dir', 'drawn']
     code, output = run(*test, *data(shapes, 1))
     assert code == 0, output
     work = tmp_path / 'work_dirs' / DETECTOR.stem
     assert json.loads((work / 'metrics.json').read_text())['metrics']['bbox_AP'] is not None
     assert list(work.rglob('*.jpg')) or list(work.rglob('*.png'))
+
+
+def test_drawn_images_without_names_are_numbered(run, svhn, free_port, tmp_path):
+    """As many as there are, whichever process draws them."""
+    config = CONFIGS / 'variations' / 'r18_svhn.py'
+    save_weights(run, config, tmp_path / 'a.pth')
+    options = ['--cfg-options', f'data_root={svhn}', 'test_dataloader.batch_size=4', 'test_dataloader.num_workers=0']
+    test = [TOOLS / 'dist_test.sh', config, 'a.pth', 2, '--show-dir', 'drawn']
+    code, output = run(*test, *options, 'test_dataloader.persistent_workers=False', PORT=free_port)
+    assert code == 0, output
+    assert sorted(int(path.name.partition('_')[0]) for path in (tmp_path / 'drawn').iterdir()) == list(range(10))
+
+
+def test_parameters_without_gradients(run, scenes, free_port):
+    """Which a config's own model wrapper allows."""
+    options = [*data(scenes, 1), 'train_dataloader.batch_size=4']
+    options += ['model.backbone.out_indices=[2]', 'model.head.in_channels=128']
+    train = [TOOLS / 'dist_train.sh', CLASSIFIER, 2, *options]
+    code, output = run(*train, 'model_wrapper_cfg.find_unused_parameters=True', PORT=free_port)
+    assert code == 0, output
+    code, output = run(*train, 'model_wrapper_cfg.type=Wrapper', PORT=free_port)
+    assert code == 1 and "model_wrapper_cfg.type='Wrapper' is no registered model wrapper" in output, output
+
+
+def test_sync_norms_of_cpu_processes_are_refused(run, scenes, free_port, tmp_path):
+    options = [*data(scenes, 1), 'model.backbone.norm_cfg.type=SyncBN']
+    options.append('model.backbone.norm_cfg.requires_grad=True')
+    code, output = run(TOOLS / 'dist_train.sh', CLASSIFIER, 2, *options, PORT=free_port)
+    assert code == 1 and 'Traceback' not in output
+    (line,) = [line for line in output.splitlines() if line.startswith('error: ')]
+    assert 'SyncBN needs GPUs' in line and 'set model.backbone.norm_cfg.type=BN by --cfg-options' in line
+    code, output = run(TOOLS / 'dist_train.sh', CLASSIFIER, 2, *options[:-2], 'sync_bn=torch', PORT=free_port)
+    assert code == 1 and 'set sync_bn=None by --cfg-options' in output and 'Traceback' not in output
+    assert not list(tmp_path.iterdir())
+    code, output = run(sys.executable, TOOLS / 'train.py', CLASSIFIER, *options)
+    assert code == 0, output
+
+
+def test_processes_of_mpi(run, scenes, free_port):
+    """With the variables that OpenMPI's mpirun sets."""
+    train = [sys.executable, TOOLS / 'train.py', CLASSIFIER, '--launcher', 'mpi', '--work-dir', 'work']
+    env = dict(OMPI_COMM_WORLD_SIZE=2, OMPI_COMM_WORLD_LOCAL_SIZE=2, MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port)
+
+    def start(rank, *options):
+        told = dict(env, OMPI_COMM_WORLD_RANK=rank, OMPI_COMM_WORLD_LOCAL_RANK=rank)
+        return run(*train, *data(scenes, 1), *options, **told)
+
+    with ThreadPoolExecutor() as pool:
+        (code, output), (other, _) = pool.map(start, (0, 1))
+        assert code == other == 0, output
+        assert 'Distributed launcher: mpi' in output and 'GPU number: 2' in output
+        results = list(pool.map(lambda rank: start(rank, 'model.head.num_classes=9'), (0, 1)))
+    assert [code for code, _ in results] == [1, 1]
+    assert ['gives 8 classes' in output for _, output in results] == [True, False]  # one checks for its machine
 
 
 def test_refused_checkpoint_ends_all_processes(run, shapes, free_port, tmp_path):
@@ -178,7 +249,7 @@ def machines():
 
 
 def test_two_machines_compute_what_one_does(run, machines, scenes, free_port, tmp_path):
-    options = [*data(scenes, 1, detection=False), 'randomness.seed=0']
+    options = [*data(scenes, 1), 'randomness.seed=0']
     script = TOOLS / 'dist_train.sh'
     one = dict(OMP_NUM_THREADS=1, PORT=free_port)  # as many threads, or sums are rounded differently
     code, output = run(script, CLASSIFIER, 2, '--work-dir', 'one', *options, **one)
