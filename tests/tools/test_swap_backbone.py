@@ -5,7 +5,7 @@ from pathlib import Path
 
 import mmdet
 import pytest
-from conftest import ROOT, TOOLS
+from conftest import TOOLS
 from mmengine.config import Config
 
 from se_mm.weights import read_checkpoint
