@@ -57,7 +57,7 @@ def timm_state(weights: Weights, source: str) -> dict[str, Tensor]:
         rules, head = LEGACY + (LEGACY_DEEP_STEM if deep else LEGACY_STEM), 'last_linear'
     else:
         rules, head = TIMM_SE + (TIMM_STEM if deep else []), 'fc'
-    back = [(ours, theirs) for theirs, ours in rules]
+    back = [(own, foreign) for foreign, own in rules]
     state = {rename(name, back): tensor for name, tensor in weights.tensors.items()}
     return state | {f'{head}.{name}': tensor for name, tensor in weights.head.items()}
 

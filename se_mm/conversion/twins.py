@@ -62,10 +62,10 @@ def twin_backbone(backbone: dict, package: str | None = None) -> dict:
 
 def _left_out(backbone: dict, package: str | None) -> dict:
     """The package's defaults of the arguments that a config leaves out, where those of its twin differ."""
-    ours = defaults_of(NETWORKS[_kind(twin_type(backbone))])
-    ours['stem_channels'] = backbone.get('base_channels', ours['base_channels'])
+    own = defaults_of(NETWORKS[_kind(twin_type(backbone))])
+    own['stem_channels'] = backbone.get('base_channels', own['base_channels'])
     theirs = DEFAULTS.get(package, {})
-    return {k: v for k, v in theirs.items() if k not in backbone and ours.get(k, v) != v}
+    return {k: v for k, v in theirs.items() if k not in backbone and own.get(k, v) != v}
 
 
 def _kind(backbone: dict) -> str:

@@ -34,7 +34,7 @@ def is_residual(tensors: dict[str, Tensor]) -> bool:
 
 
 def arguments_of(tensors: dict[str, Tensor]) -> dict:
-    """Arguments of SEResNet, SEResNeXt or SENet that a backbone's tensors (with our names) have.
+    """Arguments of SEResNet, SEResNeXt or SENet that a backbone's tensors (with the names of this package) have.
 
     Args:
         tensors: of a residual network; those of its first stage must be there.

@@ -1,4 +1,4 @@
-"""Weights of any project: a checkpoint's name becomes a file, tensors, tensors with our names, a loaded backbone."""
+"""A checkpoint's way into a backbone: name, file, tensors, tensors with the names of this package, loaded weights."""
 
 from .comparison import expected_arguments
 from .download import fetch, released

@@ -1,7 +1,7 @@
 """How projects name the weights of SE networks, and what else their weights expect of a network.
 
-A rule pairs a foreign name with ours. ``{l}`` stands for a block such as ``layer1.0``, ``{s}``, ``{i}``
-and ``{n}`` for numbers, which may be shifted, ``{p}`` for the last part of a name.
+A rule pairs a foreign name with the name in this package. ``{l}`` stands for a block such as ``layer1.0``, ``{s}``,
+``{i}`` and ``{n}`` for numbers, which may be shifted, ``{p}`` for the last part of a name.
 """
 
 from __future__ import annotations
@@ -69,22 +69,22 @@ def _caffe_rules() -> Rules:
     }
     se = {'1x1_down': 'se_layer.conv1.conv', '1x1_up': 'se_layer.conv2.conv'}
 
-    def conv_and_norm(theirs: str, conv: str, norm: str) -> Rules:
-        return [(f'{theirs}.{{p}}', f'{conv}.{{p}}'), (f'{theirs}/bn.{{p}}', f'{norm}.{{p}}')]
+    def conv_and_norm(foreign: str, conv: str, norm: str) -> Rules:
+        return [(f'{foreign}.{{p}}', f'{conv}.{{p}}'), (f'{foreign}/bn.{{p}}', f'{norm}.{{p}}')]
 
     rules = []
-    for theirs, (conv, norm) in parts.items():
+    for foreign, (conv, norm) in parts.items():
         block = 'layer{s-1}.{i-1}.'
-        rules += conv_and_norm(f'conv{{s}}_{{i}}_{theirs}', block + conv, block + norm)
-    rules += [(f'conv{{s}}_{{i}}_{theirs}.{{p}}', f'layer{{s-1}}.{{i-1}}.{ours}.{{p}}') for theirs, ours in se.items()]
+        rules += conv_and_norm(f'conv{{s}}_{{i}}_{foreign}', block + conv, block + norm)
+    rules += [(f'conv{{s}}_{{i}}_{foreign}.{{p}}', f'layer{{s-1}}.{{i-1}}.{own}.{{p}}') for foreign, own in se.items()]
     stems = {
         'conv1/7x7_s2': ('conv1', 'bn1'),
         'conv1_1/3x3_s2': ('stem.0', 'stem.1'),
         'conv1_2/3x3': ('stem.3', 'stem.4'),
         'conv1_3/3x3': ('stem.6', 'stem.7'),
     }
-    for theirs, (conv, norm) in stems.items():
-        rules += conv_and_norm(theirs, conv, norm)
+    for foreign, (conv, norm) in stems.items():
+        rules += conv_and_norm(foreign, conv, norm)
     return rules
 
 
@@ -103,12 +103,12 @@ def _caffe_inception_rules() -> Rules:
     for i, stage in enumerate(SEBNInception.stages, 1):
         for j, unit in enumerate(stage):
             first = SEBNInception.units[unit][0] is None  # units with a stride have no 1x1 branch
-            for theirs, (branch, position) in branches.items():
-                names[f'inception_{unit}/{theirs}'] = f'stage{i}.{j}.branches.{branch - first}.{position}'
-            for theirs, ours in (('1x1_down', 'conv1'), ('1x1_up', 'conv2')):
-                rules.append((f'inception_{unit}_{theirs}.{{p}}', f'stage{i}.{j}.se_layer.{ours}.conv.{{p}}'))
-    for theirs, ours in names.items():
-        rules += [(f'{theirs}.{{p}}', f'{ours}.conv.{{p}}'), (f'{theirs}/bn.{{p}}', f'{ours}.bn.{{p}}')]
+            for foreign, (branch, position) in branches.items():
+                names[f'inception_{unit}/{foreign}'] = f'stage{i}.{j}.branches.{branch - first}.{position}'
+            for foreign, own in (('1x1_down', 'conv1'), ('1x1_up', 'conv2')):
+                rules.append((f'inception_{unit}_{foreign}.{{p}}', f'stage{i}.{j}.se_layer.{own}.conv.{{p}}'))
+    for foreign, own in names.items():
+        rules += [(f'{foreign}.{{p}}', f'{own}.conv.{{p}}'), (f'{foreign}/bn.{{p}}', f'{own}.bn.{{p}}')]
     return rules
 
 

@@ -1,4 +1,4 @@
-"""Which format a checkpoint's tensors have, and the same tensors with our names."""
+"""Which format a checkpoint's tensors have, and the same tensors with the names of this package."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ USUAL_PREFIXES = ('', 'module.', 'backbone.', 'module.backbone.')
 
 
 class Weights(NamedTuple):
-    """A backbone's weights with our names.
+    """A backbone's weights with the names of this package.
 
     Attributes:
         format: what they were.
@@ -57,8 +57,8 @@ def recognise(tensors: dict[str, Tensor], source: str, prefix: str | None = None
             ``cfg`` if trained.
 
     Returns:
-        The weights with our names; with the names that they have (format ``OWN``) if those are of no format in
-        ``FORMATS``.
+        The weights with the names of this package. Names that are of no format in ``FORMATS`` stay as they are, and
+        the format is ``OWN``.
 
     Raises:
         InputError: no tensor has the prefix; none is given and there are several backbones; weights of a
@@ -69,9 +69,9 @@ def recognise(tensors: dict[str, Tensor], source: str, prefix: str | None = None
         if not any(name.startswith(prefix) for name in tensors):
             starts = sorted({name.partition('.')[0] for name in tensors})[:8]
             raise InputError(f"{source}: no tensor's name starts with prefix={prefix!r}; they start with {starts}")
-    foreign = _with_torch_names(tensors)
+    renamed = _with_torch_names(tensors)
     for format in FORMATS:
-        state = tensors if format.torch_names else foreign
+        state = tensors if format.torch_names else renamed
         found = [p for anchor in format.anchors for p in _prefixes(state, anchor) if prefix in (None, p)]
         if not found:
             continue
@@ -128,10 +128,10 @@ def _pattern(template: str) -> re.Pattern:
 
 def rename(name: str, rules: Rules) -> str:
     """The name by the first rule whose left side fits, otherwise as it is."""
-    for theirs, ours in rules:
-        if found := _pattern(theirs).fullmatch(name):
+    for foreign, own in rules:
+        if found := _pattern(foreign).fullmatch(name):
             shifted = lambda m: str(int(found[m[1]]) + int(m[2])) if m[2] else found[m[1]]  # noqa: B023, E731
-            return re.sub(r'{(\w)([+-]\d+)?}', shifted, ours)
+            return re.sub(r'{(\w)([+-]\d+)?}', shifted, own)
     return name
 
 
@@ -141,21 +141,21 @@ def _convert(format: Format, prefix: str, tensors: dict[str, Tensor]) -> Weights
     for original, tensor in tensors.items():
         inside = original.startswith(prefix)
         name = original.removeprefix(prefix if inside else 'module.')
-        ours = rename(name, format.rules)
+        own = rename(name, format.rules)
         if found := own_head.fullmatch(name):
             head[found[1]] = tensor.t() if format.transposes and tensor.dim() == 2 else tensor
-        elif not inside or not BACKBONE.match(ours):
+        elif not inside or not BACKBONE.match(own):
             left_over.append(original)
         else:
-            converted = _to_torch(ours, tensor, format)
-            backbone[ours] = converted
-            renamed += ours != name
+            converted = _to_torch(own, tensor, format)
+            backbone[own] = converted
+            renamed += own != name
             transposed += converted is not tensor
     return Weights(format, prefix, backbone, head, left_over, renamed, transposed)
 
 
 def _to_torch(name: str, tensor: Tensor, format: Format) -> Tensor:
-    """A tensor in the layout of our parameter of that name."""
+    """A tensor in the layout of this package's parameter of that name."""
     if tensor.dim() == 2 and '.se_layer.' in name:
         return (tensor.t() if format.transposes else tensor)[:, :, None, None]
     if format.bgr and name in ('conv1.weight', 'stem.0.weight', 'stem.0.conv.weight'):
