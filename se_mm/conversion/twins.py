@@ -22,7 +22,7 @@ TWINS = {
     'ResNetV1d': dict(type='se_mm.SEResNet', deep_stem=True, avg_down=True),
     'ResNeXt': dict(type='se_mm.SEResNeXt'),
 }
-# What the packages' ResNets, and ResNeXts with groups, have for arguments that a config leaves out.
+# What the packages' ResNets and ResNeXts have for arguments that a config leaves out; only ResNeXts have groups.
 DEFAULTS = {
     'mmdet': dict(groups=1),
     'mmpretrain': dict(norm_eval=False, out_indices=(3,), stem_channels=64),
@@ -31,8 +31,7 @@ DEFAULTS = {
     'mmpose': dict(norm_eval=False, out_indices=(3,), stem_channels=64),
 }
 # Arguments that weights are made for; a SEResNet has the defaults of a SEResNeXt for those that it lacks.
-FITTING = ('depth', 'groups', 'base_width', 'deep_stem', 'avg_down', 'style')
-FITTING += ('in_channels', 'stem_channels', 'base_channels', 'expansion')
+FITTING = 'depth groups base_width deep_stem avg_down style in_channels stem_channels base_channels expansion'.split()
 IMAGES = dict(imagenet=IMAGENET, caffe=CAFFE)
 
 

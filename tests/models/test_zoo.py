@@ -294,17 +294,13 @@ def test_bad_arguments(name, kwargs, message):
 def with_plain_weights(name, path, **kwargs):
     """A plain network, and the same with SE that starts as the identity beside its weights."""
     plain = build(name, with_se=False, **kwargs)
-    randomise(plain)
-    torch.save(plain.state_dict(), path)
-    init_cfg = dict(type='Pretrained', checkpoint=str(path), fresh_se='identity')
-    return plain.double().eval(), build(name, seed=1, init_cfg=init_cfg, **kwargs).double().eval()
-
-
-def randomise(model):
-    for module in model.modules():
+    for module in plain.modules():
         if isinstance(module, _BatchNorm):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.uniform_(module.bias, -0.5, 0.5)
+    torch.save(plain.state_dict(), path)
+    init_cfg = dict(type='Pretrained', checkpoint=str(path), fresh_se='identity')
+    return plain.double().eval(), build(name, seed=1, init_cfg=init_cfg, **kwargs).double().eval()
 
 
 @pytest.mark.parametrize('name', [name for name in TINY if name not in ('SECNN', 'SEBNInception')])
@@ -320,8 +316,16 @@ def test_fresh_se_starts_as_the_identity(name, tmp_path):
             assert module.conv2.conv.bias.grad.any()
 
 
-def test_fresh_se_starts_as_the_identity_in_a_bottleneck(tmp_path):
-    plain, se = with_plain_weights('SEResNet-bottleneck', tmp_path / 'plain.pth', se_position='3x3')
+@pytest.mark.parametrize(
+    'name, kwargs',
+    [
+        ('SEResNet-bottleneck', dict(se_position='3x3')),
+        ('SEVGG', dict(norm_cfg=None)),
+        ('SEMobileNet', dict(norm_cfg=dict(type='GN', num_groups=4))),
+    ],
+)
+def test_fresh_se_starts_as_the_identity_after_other_layers(name, kwargs, tmp_path):
+    plain, se = with_plain_weights(name, tmp_path / 'plain.pth', **kwargs)
     x = image(1, 96, 96, dtype=torch.float64)
     with torch.no_grad():
         for a, b in zip(se(x), plain(x), strict=True):
