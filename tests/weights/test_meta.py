@@ -2,7 +2,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from se_mm.engine.checks import check_normalisation
+from se_mm.engine.weight_checks import check_normalisation
 from se_mm.models import SEResNet
 from se_mm.utils import InputError
 from se_mm.weights import load_backbone
@@ -31,7 +31,7 @@ def test_normalisation_is_compared_in_one_order(tmp_path, monkeypatch):
     report = load_backbone(SEResNet(50), trained(tmp_path / 'a.pth'))
     assert report.format.normalisation == dict(mean=[123.675, 116.28, 103.53], std=[1.0, 1.0, 1.0])
     said = []
-    monkeypatch.setattr('se_mm.engine.checks.print_log', lambda message, **_: said.append(message))
+    monkeypatch.setattr('se_mm.engine.weight_checks.print_log', lambda message, **_: said.append(message))
     check_normalisation(report, BGR, 'model.backbone')
     assert not said
     check_normalisation(report, dict(BGR, std=[58.395, 57.12, 57.375]), 'model.backbone')
