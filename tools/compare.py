@@ -1,7 +1,8 @@
 """Compare configs and their evaluations: parameters, GFLOPs, AP or error, and the papers' numbers.
 
 The first config is the baseline that differences are taken from. Measured numbers are read from
-metrics.json in the work dirs, where tools/test.py leaves them.
+metrics.json in the work dirs, where tools/test.py leaves them. Of trackers and of semi-supervised models, parameters
+and GFLOPs are those of the detector inside.
 """
 
 import argparse

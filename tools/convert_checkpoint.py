@@ -40,7 +40,7 @@ def parse_args():
     return args
 
 
-def python(arguments):
+def as_python(arguments):
     """A dict the way it is written in a config."""
     return f'dict({", ".join(f"{key}={value!r}" for key, value in arguments.items())})'
 
@@ -50,11 +50,12 @@ def list_released(console):
     for entry in released():
         arguments = dict(entry['arguments'], type=f'se_mm.{entry["arguments"]["type"]}')
         errors = [f'{error:.2f}' for error in entry['error']]
-        table.add_row(entry['checkpoint'], python(arguments), *errors, str(entry.get('size', 224)), entry['images'])
+        table.add_row(entry['checkpoint'], as_python(arguments), *errors, str(entry.get('size', 224)), entry['images'])
     console.print(table)
 
 
-def architecture(weights, source):
+def backbone_of(weights, source):
+    """The config of the network here that weights are of."""
     if weights.format.name == 'Caffe' and 'stem.3.conv.weight' in weights.tensors:
         return dict(type='se_mm.SEBNInception')
     if not is_residual(weights.tensors):
@@ -76,7 +77,7 @@ def main():
     weights = recognise(content['state_dict'], args.src, args.prefix, content.get('meta'))
     if weights.format is OWN:
         raise InputError(f'{args.src}: the names of its tensors are of no format known here, see --help')
-    backbone = architecture(weights, args.src)
+    backbone = backbone_of(weights, args.src)
     init_default_scope('se_mm')
     with_se = {} if weights.have_se else dict(with_se=False)
     report = load_weights(MODELS.build({**backbone, **with_se}), weights, args.src)
@@ -88,8 +89,8 @@ def main():
     table = Table(show_header=False)
     rows = dict(
         source=f'{args.src} ({weights.format.name})',
-        architecture=python(backbone) + ('' if weights.have_se else ', plain: SE would start afresh'),
-        data_preprocessor=f'{python(images)}, in mmpretrain to_rgb=True' if images else 'the file does not say',
+        architecture=as_python(backbone) + ('' if weights.have_se else ', plain: SE would start afresh'),
+        data_preprocessor=f'{as_python(images)}, in mmpretrain to_rgb=True' if images else 'the file does not say',
         loaded=f'{report.loaded} tensors of the backbone, {len(weights.head)} of the classifier',
         renamed=str(report.renamed),
         transposed=str(report.transposed),

@@ -23,7 +23,7 @@ from se_mm.engine.weight_checks import check_checkpoint
 from se_mm.models.base import Backbone
 from se_mm.utils import InputError, written_whole
 from se_mm.utils.config import load_config, use_scope
-from se_mm.weights import load_backbone
+from se_mm.weights import load_backbone, load_model, read_checkpoint
 
 
 def parse_args():
@@ -59,7 +59,8 @@ def build(args):
     if cfg.default_scope != 'mmpretrain':
         raise InputError(f'{args.config}: whole detectors are exported by mmdeploy; the backbone by --backbone')
     model = MODELS.build(cfg.model)
-    check_checkpoint(args.checkpoint, model, training=False, resume=False)  # which loads it
+    check_checkpoint(args.checkpoint, model, training=False, resume=False)
+    load_model(model, read_checkpoint(args.checkpoint)['state_dict'], args.checkpoint)
     return model.eval(), channels, ['scores'], images
 
 
@@ -70,7 +71,7 @@ def export(model: nn.Module, channels, args, outputs):
     if args.dynamic:
         size = (2, *size[1:])  # one image would be taken for a constant
         dynamic = ({axis: torch.export.Dim.AUTO for axis in (0, 2, 3)},)
-    # of rounded sizes of dynamic inputs, which the check below runs
+    # It warns of rounded sizes of dynamic inputs; largest_differences tries such sizes.
     logging.getLogger('torch.fx.experimental.symbolic_shapes').setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -81,8 +82,8 @@ def export(model: nn.Module, channels, args, outputs):
     return program.model_proto
 
 
-def check(content, model, channels, args):
-    """Largest difference from the model's outputs, of the largest value, for every size that is tried."""
+def largest_differences(content, model, channels, args):
+    """Largest difference of onnxruntime's outputs from the model's, as a share of the largest value, by input size."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
@@ -119,7 +120,7 @@ def main():
         order = 'RGB' if images.get('bgr_to_rgb') or images.get('to_rgb') else 'BGR'
         onnx.helper.set_model_props(exported, dict(channels=order, **{k: str(images[k]) for k in ('mean', 'std')}))
     content = exported.SerializeToString()
-    differences = check(content, model, channels, args)
+    differences = largest_differences(content, model, channels, args)
     table = Table('input', 'largest difference')
     for size, difference in differences.items():
         table.add_row('x'.join(map(str, size)), f'{difference:.1e}')

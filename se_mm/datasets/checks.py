@@ -41,5 +41,8 @@ def check_dataset(dataset: dict) -> tuple[int, str] | None:
         return None  # not files of this machine, or not yet
     if root and not (os.path.isdir(root) and os.listdir(root)):
         state = 'is empty' if os.path.isdir(root) else 'does not exist'
-        raise InputError(f'data_root {root} {state}: put the data set there, or set data_root of {cls.__name__}')
+        raise InputError(
+            f'data_root {root} {state}: put the data set ({cls.__name__}) there, or set data_root to where it is, '
+            '--cfg-options data_root=FOLDER'
+        )
     return check_coco(dataset, cls) if reads_coco_files(cls) else None

@@ -5,6 +5,7 @@ import yaml
 from conftest import CONFIGS
 
 from se_mm.analysis import complexity, input_size
+from se_mm.utils import InputError
 from se_mm.utils.config import build_model, load_config
 
 RESULTS = yaml.safe_load((CONFIGS / 'results.yml').read_text())
@@ -80,3 +81,19 @@ def test_detector_is_counted_with_all_proposals():
 def test_shapes_of_small_images():
     assert input_size(load_config(CONFIGS / 'cifar' / 'r110_cifar10.py')) == (32, 32)
     assert input_size(load_config(CONFIGS / 'variations' / 'r18_svhn.py')) == (224, 224)
+
+
+def test_detectors_inside_other_models_are_counted():
+    """Of trackers and of semi-supervised training, which has two of them."""
+    detector = load_config('mmdet::faster_rcnn/faster-rcnn_r50-caffe_fpn_1x_coco.py')
+    teacher = load_config('mmdet::soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py')
+    assert complexity(teacher, (64, 96)) == complexity(detector, (64, 96))
+    tracker = load_config('mmdet::deepsort/deepsort_faster-rcnn_r50_fpn_8xb2-4e_mot17halftrain_test-mot17halfval.py')
+    assert input_size(tracker) == (1088, 1088)
+    assert complexity(tracker, (64, 96))['backbone_params'] == complexity(detector, (64, 96))['backbone_params']
+
+
+def test_models_that_do_not_run_on_an_image():
+    cfg = load_config('mmdet::mask2former_vis/mask2former_r50_8xb2-8e_youtubevis2019.py')
+    with pytest.raises(InputError, match='Mask2FormerVideo cannot be counted, it does not run on an image of 64x96'):
+        complexity(cfg, (64, 96))

@@ -1,6 +1,7 @@
 """Converting, releasing and exporting weights, and checkpoints that would run code, as a user meets them."""
 
 import json
+import os
 import re
 import sys
 import threading
@@ -37,10 +38,7 @@ def build(config):
 
 
 def data(root, **more):
-    values = {'train_cfg.max_epochs': 1, 'default_hooks.logger.interval': 1} | more
-    for loader in ('train', 'val', 'test'):
-        values |= {f'{loader}_dataloader.dataset.data_root': root, f'{loader}_dataloader.num_workers': 0}
-        values |= {f'{loader}_dataloader.persistent_workers': False}
+    values = {'data_root': root, 'train_cfg.max_epochs': 1, 'default_hooks.logger.interval': 1} | more
     return ['--cfg-options', *(f'{key}={value}' for key, value in values.items())]
 
 
@@ -191,6 +189,38 @@ def test_config_in_a_downloaded_checkpoint_is_not_run(run, scenes, tmp_path):
         server.shutdown()
     assert code == 1 and 'is refused: its meta.config would be run as a program' in output, output
     assert not (tmp_path / 'was_run').exists()
+
+
+STORE = """
+from mmengine.fileio import LocalBackend, register_backend
+
+class Store(LocalBackend):
+    def copyfile_to_local(self, filepath, dst):
+        return super().copyfile_to_local(filepath.replace('s3://bucket', 'stored'), dst)
+
+register_backend('store', Store, prefixes='s3', force=True)
+"""
+
+
+def test_checkpoints_of_mmengines_file_clients(run, scenes, tmp_path):
+    """With a client that a config registers."""
+    (tmp_path / 'store.py').write_text(STORE)
+    (tmp_path / 'mine.py').write_text(f"_base_ = {str(CLASSIFIER)!r}\ncustom_imports = dict(imports=['store'])\n")
+    (tmp_path / 'stored').mkdir()
+    state = build(CLASSIFIER).state_dict()
+    torch.save(dict(state_dict=state), tmp_path / 'stored' / 'a.pth')
+    torch.save(dict(state_dict={'head.fc.weight': torch.ones(1)}), tmp_path / 'stored' / 'other.pth')
+    env = dict(TORCH_HOME=tmp_path / 'cache', PYTHONPATH=f'{tmp_path}:{os.environ.get("PYTHONPATH", "")}')
+    options = {'optim_wrapper.optimizer.lr': 0, 'optim_wrapper.optimizer.weight_decay': 0, 'work_dir': 'work'}
+    code, output = run(*tool('train', 'mine.py', *data(scenes, load_from='s3://bucket/a.pth', **options)), **env)
+    assert code == 0, output
+    trained = read_checkpoint(tmp_path / 'work' / 'epoch_1.pth')['state_dict']
+    assert torch.equal(trained['head.fc.weight'], state['head.fc.weight'])
+    code, output = run(*tool('test', 'mine.py', 's3://bucket/a.pth', *data(scenes)), **env)
+    assert code == 0, output
+    for name, words in (('other.pth', 'another architecture'), ('no.pth', 'cannot be downloaded')):
+        code, output = run(*tool('test', 'mine.py', f's3://bucket/{name}', *data(scenes)), **env)
+        assert code == 1 and words in output.splitlines()[-1] and 'Traceback' not in output, output
 
 
 def test_trusted_file_is_run_on_request(run, scenes, hostile, tmp_path):
