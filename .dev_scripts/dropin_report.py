@@ -1,9 +1,9 @@
-"""Swap the backbones of all of an installed package's configs for SE ones and see whether the models still work.
+"""Try the models of an installed package's configs with SE backbones.
 
-Of every family (folder of configs) and model type, one config whose backbone has an SE twin is built as it is and with
-only the backbone's type changed. Each runs one training step, forward and backward, and one prediction on the CPU with
-random images. The config's optimiser has to treat the parameters of both networks alike. A family that fails as it is,
-is listed with the reason.
+The program chooses one config of every family (folder of configs) and model type, if its backbone has an SE twin. The
+model is built without SE and with SE: only the type of the backbone changes. Each model runs one training step, forward
+and backward, and one prediction on the CPU with random images. The config's optimiser has to treat the parameters of
+both models alike. The table gives the reason where a model fails.
 """
 
 import argparse
@@ -258,8 +258,8 @@ def report(args, console, total, results):
     able = [row for row in results if row['plain'] is None]
     working = sum(row['SE'] is None for row in able)
     summary = (
-        f'{total} configs of {args.package} have a backbone with an SE twin. Of {len(results)} tried {len(able)} work '
-        f'as they are, and {working} of these with SE.'
+        f'{total} configs of {args.package} have a backbone with an SE twin. {len(results)} models were tried. '
+        f'{len(able)} of them work without SE, and {working} of these {len(able)} work with SE.'
     )
     print(summary)
     versions = installed_versions()
