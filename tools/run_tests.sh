@@ -12,4 +12,6 @@ python -m ruff check .
 python -m ruff format --check .
 shellcheck tools/*.sh .ci/run
 lint-imports
-exec python -m pytest "$@"
+# One process a core, of one thread each; a process takes up to 5 GB.
+export OMP_NUM_THREADS=1
+exec python -m pytest --numprocesses logical --maxprocesses 4 "$@"
