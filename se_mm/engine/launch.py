@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from se_mm.utils import InputError
 from se_mm.weights.pickles import refuse_code
 
-# How each launcher tells a process its number, the number of all, its number on its machine and the number there.
+# Where each launcher tells a process its rank and the number of processes, and then both for the process' machine.
 VARIABLES = dict(
     pytorch=('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE'),
     slurm=('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID', 'SLURM_NTASKS_PER_NODE'),

@@ -79,8 +79,9 @@ def load_config(config: str | os.PathLike, options: dict | None = None, work_dir
         _check_list_index(cfg, key)
     try:
         cfg.merge_from_dict(options)
-    except (KeyError, TypeError) as error:
-        raise InputError(f'--cfg-options do not fit {config}: {error.args[0]}') from error
+    except Exception as error:  # of several kinds
+        reason = error.args[0] if error.args else type(error).__name__
+        raise InputError(f'--cfg-options do not fit {config}: {reason}') from error
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(path).stem))
     return cfg
 
@@ -91,7 +92,7 @@ def _check_list_index(cfg: Config, key: str) -> None:
     for i, name in enumerate(names):
         if isinstance(node, list | tuple):
             node = node[int(name)] if name.isdigit() and int(name) < len(node) else None
-        elif name.isdigit() and i:
+        elif name.isdigit() and i and name not in (node or ()):
             above = '.'.join(names[:i])
             raise InputError(f'--cfg-options {key}: {above} is no list, give it as a whole: {above}=[dict(...)]')
         else:

@@ -76,6 +76,12 @@ def test_data_of_several_roots_is_not_moved(derived):
         load_config(path, {'data_root': '/e'})
 
 
+def test_overrides_of_lists_and_of_dicts_with_numbers(derived):
+    path = derived('numbers = {"3": dict(x=1)}\nhooks = [dict(x=1)]')
+    cfg = load_config(path, {'numbers.3.x': 2, 'hooks.0.x': 2, 'more': [dict(x=2)]})
+    assert cfg.numbers['3'].x == cfg.hooks[0].x == cfg.more[0]['x'] == 2
+
+
 @pytest.mark.parametrize(
     'key, words',
     [
