@@ -75,7 +75,8 @@ def evaluations_of(config: str, place: str) -> dict[str, dict]:
     names = {path: config_name(Path(path), evaluation) for path, evaluation in evaluations.items()}
     evaluations = {path: e for path, e in evaluations.items() if names[path] == Path(config).stem}
     if not evaluations:
-        raise InputError(f'{place}: none of {len(found)} work dirs is of {config}, they are of {set(names.values())}')
+        others = ', '.join(sorted(set(names.values())))
+        raise InputError(f'{place}: none of {len(found)} work dirs is of {config}, they are of {others}')
     missing = [path for path, evaluation in evaluations.items() if evaluation is None]
     if missing:
         raise InputError(f'{missing[0]} has no metrics.json: evaluate it with tools/test.py, or leave it out')

@@ -38,7 +38,7 @@ def config_path(name: str) -> Path:
 
 def remaining(total: float, done: float, elapsed: float) -> timedelta:
     """Time left: by the seconds of RUNS at first, more and more by what the finished part took here."""
-    return timedelta(seconds=round((total - done) * (elapsed + 30) / (done + 30)))
+    return timedelta(seconds=round((total - done) * (elapsed + 120) / (done + 120)))
 
 
 class RemainingColumn(ProgressColumn):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple

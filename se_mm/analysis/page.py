@@ -277,6 +277,8 @@ def _commands(run: Run) -> list[str]:
     """Commands that train and evaluate again, into another work dir."""
     evaluation = run.evaluation or {}
     config, folder = evaluation.get('config') or str(run.config), f'work_dirs/again/{run.name}'
+    if Path(config).is_relative_to(Path.cwd()):
+        config = str(Path(config).relative_to(Path.cwd()))
     processes = evaluation.get('processes', 1)
     if processes == 1:
         train, test, number = ['python', 'tools/train.py'], ['python', 'tools/test.py'], []

@@ -90,7 +90,9 @@ def find_work_dirs(pattern: str) -> list[Path]:
             marks = [*folder.rglob('metrics.json'), *(path.parent for path in folder.rglob('vis_data'))]
             found += sorted({path.parent for path in marks if _is_work_dir(path.parent)})
     if not found:
-        raise InputError(f'{pattern}: there is no work dir of MMEngine, a folder with a config and logs or metrics.json')
+        raise InputError(
+            f'{pattern}: there is no work dir of MMEngine, a folder with a config and logs or metrics.json'
+        )
     return found
 
 
@@ -108,7 +110,7 @@ def read_run(folder: Path) -> Run:
     training, validations = _read_logs(folder)
     if evaluation is None and not training:
         raise InputError(
-            f'{folder} has neither curves ({"vis_data/scalars.json"}, written by LocalVisBackend) nor metrics.json '
+            f'{folder} has neither curves (vis_data/scalars.json, written by LocalVisBackend) nor metrics.json '
             '(written by tools/test.py): train or evaluate first'
         )
     trained = sorted(path.with_name('config.py') for path in folder.glob('*/vis_data/scalars.json'))
