@@ -120,8 +120,9 @@ class Kind:
         for network in others:
             if (difference := network.differences.get(metric)) is not None:
                 more = f'{abs(difference.value):.1f} points {"higher" if difference.value > 0 else "lower"}'
+                once = ' in one run each' if len(network.evaluated) == len(baseline.evaluated) == 1 else ''
                 verdict = f', which is {difference.verdict}' if difference.verdict else ''
-                found.append(f'The {label} of {network.name} is {more} than that of {baseline.name}{verdict}.')
+                found.append(f'The {label} of {network.name} is {more} than that of {baseline.name}{once}{verdict}.')
         return found
 
     @property
@@ -248,6 +249,7 @@ def render(kinds: Sequence[Kind], command: str) -> str:
     environment = Environment(
         loader=PackageLoader('se_mm.analysis', '.'), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters['shown'] = _shown
     template = environment.get_template('page.html.j2')
     return template.render(
         kinds=kinds,
@@ -273,12 +275,16 @@ def _versions(networks: Sequence[Network]) -> dict[str, str]:
     return {package: ', '.join(versions) for package, versions in found.items()}
 
 
+def _shown(path: Path | str) -> str:
+    """A path, relative to the current folder if it lies there."""
+    path = Path(path)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
 def _commands(run: Run) -> list[str]:
     """Commands that train and evaluate again, into another work dir."""
     evaluation = run.evaluation or {}
-    config, folder = evaluation.get('config') or str(run.config), f'work_dirs/again/{run.name}'
-    if Path(config).is_relative_to(Path.cwd()):
-        config = str(Path(config).relative_to(Path.cwd()))
+    config, folder = _shown(evaluation.get('config') or run.config), f'work_dirs/again/{run.name}'
     processes = evaluation.get('processes', 1)
     if processes == 1:
         train, test, number = ['python', 'tools/train.py'], ['python', 'tools/test.py'], []
@@ -289,6 +295,6 @@ def _commands(run: Run) -> list[str]:
     lines = [[*train, config, *number, '--work-dir', folder, *options]] if run.training else []
     checkpoint = (evaluation.get('checkpoint') or {}).get('path')
     if checkpoint:
-        checkpoint = f'{folder}/{Path(checkpoint).name}' if run.training else checkpoint
+        checkpoint = f'{folder}/{Path(checkpoint).name}' if run.training else _shown(checkpoint)
         lines.append([*test, config, checkpoint, *number, '--work-dir', folder])
     return [shlex.join(line) for line in lines]
