@@ -69,8 +69,9 @@ setup(
             'pycocotools>=2.0.7',
             'setuptools',  # distutils, which Python 3.12 lacks and mmengine imports
             'rich',  # tables and progress of the tools
-            'matplotlib',  # pictures of tools/benchmark.py
-            'scipy',  # .mat files of SVHN
+            'matplotlib',  # pictures of tools/benchmark.py, curves of tools/report.py
+            'jinja2',  # the page of tools/report.py
+            'scipy>=1.11',  # .mat files of SVHN; intervals of differences
         ],
         # the original packages, whose own tools cannot load their checkpoints with torch 2.6 (ours can)
         'openmmlab': [
@@ -85,7 +86,8 @@ setup(
             'setuptools',
             'rich',
             'matplotlib',
-            'scipy',
+            'jinja2',
+            'scipy>=1.11',
         ],
     },
 )

@@ -15,7 +15,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
 from se_mm.utils import InputError
-from se_mm.utils.config import use_scope
+from se_mm.utils.config import leaf_datasets, use_scope
 
 from .runs import Run
 
@@ -142,11 +142,16 @@ def validation_data(run: Run) -> dict:
 
 def _validation_data(run: Run) -> BaseDataset:
     use_scope(run.cfg)
+    dataset = run.cfg.test_dataloader.dataset
+    for part in leaf_datasets(dataset):
+        root = part.get('data_root') or ''
+        if root and '://' not in root and not Path(root).is_dir():  # some data sets would download now
+            raise InputError(f'there is no {root} here, run this in the folder where {run.folder} was made')
     try:
-        return DATASETS.build(deepcopy(run.cfg.test_dataloader.dataset))
+        return DATASETS.build(deepcopy(dataset))
     except Exception as error:  # data sets fail in any way
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f'the validation data of {run.folder} cannot be read from this folder: {reason}') from error
+        raise InputError(f'the validation data of {run.folder} cannot be read: {reason}') from error
 
 
 def _read(run: Run, name: str) -> list[dict]:

@@ -8,14 +8,18 @@ import shutil
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from conftest import CONFIGS
 from PIL import Image
+from scipy.io import savemat
 from work_dirs import CLASSIFIERS, DETECTORS, write_evaluation, write_run
 
+from se_mm.analysis.examples import answers
 from se_mm.analysis.page import compare_runs, render
 from se_mm.analysis.runs import find_work_dirs, read_run
 from se_mm.utils import InputError
+from se_mm.utils.config import load_config
 
 
 class Page(HTMLParser):
@@ -185,10 +189,12 @@ def test_what_is_missing_is_said(work_dirs, tmp_path):
     assert [cell.text for cell in dict(kind.rows)['AP50, %']][1] == '-'
     assert len(kind.detections[0].boxes) == 2  # the truth and the plain detector
     cfg = plain / '20260101_000000' / 'vis_data' / 'config.py'
-    cfg.write_text(re.sub("data_root='[^']*'", "data_root='nowhere'", cfg.read_text()))
-    page, _ = page_of(plain)
-    assert any(text.startswith(f'No images: the validation data of {plain} cannot be read') for text in page.texts)
-    assert len(page.all('img')) == 2  # the curves
+    text = cfg.read_text()
+    for root, reason in (('nowhere', 'there is no nowhere here'), (tmp_path, f'the validation data of {plain} cannot')):
+        cfg.write_text(re.sub("data_root='[^']*'", f"data_root='{root}'", text))
+        page, _ = page_of(plain)
+        assert any(remark.startswith(f'No images: {reason}') for remark in page.texts)
+        assert len(page.all('img')) == 2  # the curves
 
 
 def test_other_data_is_said(work_dirs, shapes, tmp_path):
@@ -213,6 +219,24 @@ def test_neither_detector_nor_classifier(work_dirs, tmp_path):
     cfg.write_text(cfg.read_text().replace("default_scope = 'mmpretrain'", "default_scope = 'mmseg'"))
     with pytest.raises(InputError, match="default_scope='mmseg', a page shows mmdet and mmpretrain networks"):
         page_of(run)
+
+
+def test_images_that_are_arrays(tmp_path):
+    """SVHN gives arrays in RGB, not files."""
+    images = np.zeros((32, 32, 3, 8), np.uint8)
+    images[:, :, 0] = 250  # red
+    savemat(tmp_path / 'test_32x32.mat', dict(X=images, y=np.arange(1, 9)[:, None]))
+    cfg = load_config(CONFIGS / 'variations' / 'r18_svhn.py', {'test_dataloader.dataset.data_root': str(tmp_path)})
+    cfg.dump(tmp_path / 'r18_svhn.py')
+    found = [dict(index=i, truth=i + 1, answers=[3, 1], scores=[0.9, 0.1]) for i in range(8)]
+    (tmp_path / 'predictions.label.json').write_text(json.dumps(found))
+    write_evaluation(tmp_path, 'r18_svhn.py', {'error/top1': 87.5})
+    spaced, divided, in_all = answers(dict(a=read_run(tmp_path)), count=2)
+    assert [example.photo.name for example in spaced] == ['image 2', 'image 6'] and (divided, in_all) == ([], 0)
+    assert spaced[0].truth == '3' and spaced[0].answers == [('a', [('3', 0.9), ('1', 0.1)])]
+    picture = Image.open(io.BytesIO(base64.b64decode(spaced[0].photo.uri.partition('base64,')[2])))
+    red, green, _ = picture.convert('RGB').getpixel((16, 16))
+    assert picture.size == (32, 32) and red > 200 and green < 50
 
 
 def test_names_cannot_break_the_page(work_dirs, tmp_path):
