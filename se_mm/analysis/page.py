@@ -119,10 +119,12 @@ class Kind:
         found = []
         for network in others:
             if (difference := network.differences.get(metric)) is not None:
-                more = f'{abs(difference.value):.1f} points {"higher" if difference.value > 0 else "lower"}'
+                points = f'{abs(difference.value):.1f}'
+                more = f'{points} points {"higher" if difference.value > 0 else "lower"} than'
+                relation = 'equal to' if points == '0.0' else more
                 once = ' in one run each' if len(network.evaluated) == len(baseline.evaluated) == 1 else ''
                 verdict = f', which is {difference.verdict}' if difference.verdict else ''
-                found.append(f'The {label} of {network.name} is {more} than that of {baseline.name}{once}{verdict}.')
+                found.append(f'The {label} of {network.name} is {relation} that of {baseline.name}{once}{verdict}.')
         return found
 
     @property
