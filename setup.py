@@ -42,7 +42,7 @@ setup(
     license='Apache-2.0',
     cmdclass=dict(build_py=BuildWithConfigs),
     packages=find_packages(include=['se_mm', 'se_mm.*']),
-    package_data={'se_mm.weights': ['released.yml']},
+    package_data={'se_mm.weights': ['released.yml'], 'se_mm.analysis': ['page.html.j2']},
     python_requires='>=3.10',
     # mmengine and mmcv are needed too, but exist as two sets of distributions with the same import
     # names: requiring one would overwrite the other. Importing se_mm checks what is installed.
@@ -69,8 +69,9 @@ setup(
             'pycocotools>=2.0.7',
             'setuptools',  # distutils, which Python 3.12 lacks and mmengine imports
             'rich',  # tables and progress of the tools
-            'matplotlib',  # pictures of tools/benchmark.py
-            'scipy',  # .mat files of SVHN
+            'matplotlib',  # pictures of tools/benchmark.py, curves of tools/report.py
+            'jinja2',  # the page of tools/report.py
+            'scipy>=1.11',  # .mat files of SVHN; intervals of differences
         ],
         # the original packages, whose own tools cannot load their checkpoints with torch 2.6 (ours can)
         'openmmlab': [
@@ -85,7 +86,8 @@ setup(
             'setuptools',
             'rich',
             'matplotlib',
-            'scipy',
+            'jinja2',
+            'scipy>=1.11',
         ],
     },
 )

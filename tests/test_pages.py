@@ -3,6 +3,7 @@ tools and configs. Those marked sh need GPUs, downloads or Slurm."""
 
 import json
 import re
+import sys
 
 import pytest
 import torch
@@ -50,3 +51,45 @@ def test_pretrain(run_page, tmp_path):
 
 def test_two_machines(run_page):
     assert 'all weights equal: True' in run_page('two_machines')
+
+
+def test_report(run_page, tmp_path):
+    output = run_page('report')
+    assert re.search(
+        r'se_r18_scenes +│ top1 +│ [+-][\d.]+ +│ [+-][\d.]+ to [+-][\d.]+ +│ (inside the noise|better|worse)', output
+    )
+    page = (tmp_path / 'report.html').read_text()
+    assert page.count('data:image/svg+xml') == 2 and page.count('data:image/jpeg') >= 6 and 'note:' not in output
+
+
+BACKENDS = dict(
+    TensorboardVisBackend=('tensorboard', '*/vis_data/events.out.tfevents.*'),
+    WandbVisBackend=('wandb', '*/vis_data/wandb/offline-run-*/*.wandb'),
+)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_results_reach_other_programs(run, shapes, tmp_path, backend):
+    """The lines of the page, in a config of a detector, without a network."""
+    package, files = BACKENDS[backend]
+    pytest.importorskip(package)
+    lines = re.findall(r'```python\n(.*?)```', (ROOT / 'docs' / 'report.md').read_text(), re.DOTALL)
+    config = tmp_path / 'a.py'
+    base = ROOT / 'configs' / 'quickstart' / 'faster_rcnn_r18_shapes.py'
+    config.write_text(f'_base_ = {str(base)!r}\n{"".join(lines)}'.replace('TensorboardVisBackend', backend))
+    options = [f'{loader}_dataloader.dataset.data_root={shapes}' for loader in ('train', 'val')]
+    options += [f'val_evaluator.ann_file={shapes}/annotations/val.json', 'default_hooks.visualization.interval=1']
+    options += ['train_cfg.max_epochs=1', 'default_hooks.logger.interval=1']
+    code, output = run(sys.executable, TOOLS / 'train.py', config, '--cfg-options', *options, WANDB_MODE='offline')
+    assert code == 0, output
+    work = tmp_path / 'work_dirs' / 'a'
+    (written,) = work.glob(files)
+    assert list(work.glob('*/vis_data/scalars.json'))
+    if package == 'tensorboard':
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(written)).Reload()
+        assert {'loss', 'lr', 'coco/bbox_mAP'} <= set(events.Tags()['scalars']) and events.Tags()['images']
+    else:
+        content = written.read_bytes()
+        assert all(name in content for name in (b'coco/bbox_mAP', b'loss_rpn_cls', b'media/images'))

@@ -1,12 +1,15 @@
 """Compare configs and their evaluations: parameters, GFLOPs, AP or error, and the papers' numbers.
 
 The first config is the baseline that differences are taken from. Measured numbers are read from
-metrics.json in the work dirs, where tools/test.py leaves them. Of trackers and of semi-supervised models, parameters
-and GFLOPs are those of the detector inside.
+metrics.json in the work dirs, where tools/test.py leaves them. Several work dirs of a config, runs
+with different seeds, give mean and standard deviation, and differences their 95 % interval:
+
+    python tools/compare.py a.py b.py --work-dirs 'work_dirs/a_seed*' 'work_dirs/b_seed*'
+
+Of trackers and of semi-supervised models, parameters and GFLOPs are those of the detector inside.
 """
 
 import argparse
-import json
 from itertools import zip_longest
 from pathlib import Path
 
@@ -18,19 +21,25 @@ from rich.table import Table
 
 import se_mm  # noqa: F401  registers the backbones
 from se_mm.analysis import complexity
+from se_mm.analysis.comparison import DETECTION, ERROR, differences, measured_values, spread
+from se_mm.analysis.runs import config_name, find_work_dirs, read_evaluation
 from se_mm.engine import guard
 from se_mm.utils import InputError, write_json, written_whole
 from se_mm.utils.config import config_path, load_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
-DETECTION = ('AP', 'AP50', 'AP75', 'AP_S', 'AP_M', 'AP_L')
-ERROR = ('top1', 'top5')
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('configs', nargs='+', help='config files or PACKAGE::NAME, the baseline first')
-    parser.add_argument('--work-dirs', nargs='+', metavar='DIR', help='one for each config [./work_dirs/CONFIG]')
+    parser.add_argument(
+        '--work-dirs',
+        nargs='+',
+        metavar='DIR',
+        help='one for each config, or one for all: a work dir, a folder of several work dirs, or a quoted pattern '
+        '[./work_dirs/CONFIG]',
+    )
     parser.add_argument(
         '--shape', nargs=2, type=int, metavar=('H', 'W'), help='image size for GFLOPs [of the test pipeline]'
     )
@@ -47,39 +56,58 @@ def paper_numbers(config: str) -> dict:
     return yaml.safe_load((CONFIGS / 'results.yml').read_text())['papers'].get(path.stem, {})
 
 
-def measured_numbers(work_dir: str, config: str) -> dict:
-    """AP or error in percent from ``metrics.json``, empty if there is none."""
-    path = Path(work_dir) / 'metrics.json'
-    if not path.is_file():
-        return {}
+def evaluations_of(config: str, place: str) -> dict[str, dict]:
+    """Evaluations of a config by work dir: of the work dir ``place``, or of all inside or of that pattern."""
+    folder = Path(place)
     try:
-        content = json.loads(path.read_text())
-        metrics, source = content['metrics'], content['config']
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f'{path} is not a file that tools/test.py wrote: {error!r}') from error
-    if Path(source).stem != Path(config).stem:
-        raise InputError(f'{path} is an evaluation of {source}, not of {config}: give the right --work-dirs')
-    numbers = {}
-    for name, value in metrics.items():
-        if name.removeprefix('bbox_') in DETECTION and value is not None:
-            numbers[name.removeprefix('bbox_')] = 100 * value
-        elif name.rpartition('/')[2] in ERROR and 'error' in name:
-            numbers[name.rpartition('/')[2]] = value
-    return numbers
+        found = find_work_dirs(place)
+    except InputError:
+        if any(sign in place for sign in '*?['):
+            raise
+        return {}  # not run
+    if found == [folder]:
+        evaluation = read_evaluation(folder)
+        if evaluation is not None and Path(evaluation['config']).stem != Path(config).stem:
+            raise InputError(
+                f'{folder / "metrics.json"} is an evaluation of {evaluation["config"]}, not of {config}: '
+                'give the right --work-dirs'
+            )
+        return {} if evaluation is None else {str(folder): evaluation}
+    evaluations = {str(path): read_evaluation(path) for path in found}
+    names = {path: config_name(Path(path), evaluation) for path, evaluation in evaluations.items()}
+    evaluations = {path: e for path, e in evaluations.items() if names[path] == Path(config).stem}
+    if not evaluations:
+        others = ', '.join(sorted(set(names.values())))
+        raise InputError(f'{place}: none of {len(found)} work dirs is of {config}, they are of {others}')
+    missing = [path for path, evaluation in evaluations.items() if evaluation is None]
+    if missing:
+        raise InputError(f'{missing[0]} has no metrics.json: evaluate it with tools/test.py, or leave it out')
+    return evaluations
 
 
-def row_of(config: str, cfg: Config, shape: tuple[int, int] | None) -> dict:
-    counts, measured = complexity(cfg, shape), measured_numbers(cfg.work_dir, config)
-    return dict(config=config, work_dir=cfg.work_dir, **counts, measured=measured, paper=paper_numbers(config))
+def row_of(config: str, cfg: Config, evaluations: dict[str, dict], shape: tuple[int, int] | None) -> dict:
+    counts, values = complexity(cfg, shape), measured_values(list(evaluations.values()))
+    spreads = {name: spread(of_runs) for name, of_runs in values.items()}
+    return dict(
+        config=config,
+        work_dir=cfg.work_dir,
+        work_dirs=list(evaluations),
+        **counts,
+        measured={name: s.mean for name, s in spreads.items()},
+        deviation={name: s.deviation for name, s in spreads.items()},
+        values=values,
+        paper=paper_numbers(config),
+    )
 
 
-def cells(row: dict, baseline: dict, columns: tuple[str, ...]) -> list[str]:
-    texts = [Path(row['config']).stem, f'{row["params"] / 1e6:.2f}', f'{row["gflops"]:.2f}']
+def cells(row: dict, columns: tuple[str, ...]) -> list[str]:
+    texts = [Path(row['config']).stem, f'{row["params"] / 1e6:.2f}', f'{row["gflops"]:.2f}', str(len(row['work_dirs']))]
     for name in columns:
-        value, reference = row['measured'].get(name), baseline['measured'].get(name)
-        text = 'not run' if not row['measured'] else 'n/a' if value is None else f'{value:.1f}'
-        if row is not baseline and value is not None and reference is not None:
-            text += f' ({value - reference:+.1f})'
+        values = row['values'].get(name)
+        text = str(spread(values)) if values else 'n/a' if row['work_dirs'] else 'not run'
+        difference = row['difference'].get(name)
+        if difference and not difference.interval:  # others have a table of their own
+            text += f' ({difference.value:+.1f})'
         texts.append(text)
     shown = [
         f'{name} {row["paper"][name]}'
@@ -89,35 +117,65 @@ def cells(row: dict, baseline: dict, columns: tuple[str, ...]) -> list[str]:
     return [*texts, ', '.join(shown) or '-']
 
 
+def difference_lines(rows: list[dict]) -> list[list[str]]:
+    """One line for each difference whose interval is known."""
+    return [
+        [Path(row['config']).stem, name, f'{found.value:+.1f}', found.interval, found.verdict]
+        for row in rows
+        for name, found in row['difference'].items()
+        if found.interval
+    ]
+
+
+def print_table(header: list[str], lines: list[list[str]], caption: str) -> str:
+    """Print a table and return it as Markdown."""
+    table = Table(*header, caption=caption)
+    for line in lines:
+        table.add_row(*line)
+    Console(width=None if Console().is_terminal else 160).print(table)
+    rows = [header, ['---'] * len(header), *lines]
+    return ''.join(f'| {" | ".join(row)} |\n' for row in rows) + f'\n{caption}\n'
+
+
 def main():
     args = parse_args()
-    if args.work_dirs and len(args.work_dirs) != len(args.configs):
-        raise InputError(f'--work-dirs has {len(args.work_dirs)} folders for {len(args.configs)} configs')
+    places = args.work_dirs or []
+    if len(places) == 1:
+        places = places * len(args.configs)
+    if places and len(places) != len(args.configs):
+        raise InputError(
+            f'--work-dirs has {len(places)} folders for {len(args.configs)} configs: give one for each, or a pattern '
+            'for each, in quotes'
+        )
     paths = [str(config_path(config)) for config in args.configs]
-    cfgs = [load_config(path, work_dir=folder) for path, folder in zip_longest(paths, args.work_dirs or ())]
+    cfgs = [load_config(path, work_dir=place) for path, place in zip_longest(paths, places)]
     scopes = {cfg.get('default_scope') for cfg in cfgs}
     if len(scopes) > 1:
         raise InputError('detectors and classifiers have no numbers in common: compare them separately')
-    pairs = track(list(zip(paths, cfgs)), 'counting', console=Console(stderr=True), transient=True)
-    rows = [row_of(path, cfg, args.shape and tuple(args.shape)) for path, cfg in pairs]
+    found = [evaluations_of(path, cfg.work_dir) for path, cfg in zip(paths, cfgs)]
+    todo = track(list(zip(paths, cfgs, found)), 'counting', console=Console(stderr=True), transient=True)
+    rows = [row_of(*networks, args.shape and tuple(args.shape)) for networks in todo]
+    for row in rows:
+        row['difference'] = {} if row is rows[0] else differences(row['values'], rows[0]['values'])
     columns = DETECTION if scopes == {'mmdet'} else ERROR
     unit = '' if scopes == {'mmdet'} else ' error'
-    header = ['config', 'params, M', 'GFLOPs', *(f'{name}{unit}' for name in columns), 'paper']
-    body = [cells(row, rows[0], columns) for row in rows]
-
+    header = ['config', 'params, M', 'GFLOPs', 'runs', *(f'{name}{unit}' for name in columns), 'paper']
     height, width = rows[0]['shape']
     caption = f'AP and error in %, differences to the first row; GFLOPs (multiply-adds) at {height}x{width}.'
-    table = Table(*header, caption=caption)
-    for line in body:
-        table.add_row(*line)
+    if any(len(row['work_dirs']) > 1 for row in rows):
+        caption += ' Several runs: mean ± standard deviation.'
     print()
-    Console(width=None if Console().is_terminal else 160).print(table)
+    text = print_table(header, [cells(row, columns) for row in rows], caption)
+    if lines := difference_lines(rows):
+        header = ['config', 'metric', 'difference to the first row', '95 % interval', 'verdict']
+        caption = "Welch's t test. An interval that contains 0 is inside the noise between runs."
+        text += '\n' + print_table(header, lines, caption)
     if args.markdown:
-        lines = [header, ['---'] * len(header), *body]
-        text = ''.join(f'| {" | ".join(line)} |\n' for line in lines) + f'\n{caption}\n'
         with written_whole(args.markdown) as partial:
             partial.write_text(text)
     if args.json:
+        for row in rows:
+            row['difference'] = {name: found._asdict() for name, found in row['difference'].items()}
         write_json(args.json, rows)
 
 

@@ -63,7 +63,7 @@ val_evaluator = dict(ann_file=data_root + 'annotations/val.json')
 test_evaluator = val_evaluator
 
 epochs = 9
-train_cfg = dict(max_epochs=epochs, val_interval=epochs)
+train_cfg = dict(max_epochs=epochs, val_interval=1)
 optim_wrapper = dict(optimizer=dict(_delete_=True, type='AdamW', lr=1e-3, weight_decay=0.01))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=20),

@@ -34,7 +34,7 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 
 epochs = 12
-train_cfg = dict(max_epochs=epochs, val_interval=epochs)
+train_cfg = dict(max_epochs=epochs, val_interval=1)
 optim_wrapper = dict(optimizer=dict(_delete_=True, type='AdamW', lr=1e-3, weight_decay=0.05))
 param_scheduler = dict(_delete_=True, type='CosineAnnealingLR', T_max=epochs, by_epoch=True, convert_to_iter_based=True)
 auto_scale_lr = dict(base_batch_size=32)

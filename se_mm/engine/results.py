@@ -20,12 +20,16 @@ def save_predictions(cfg: Config, prefix: str) -> list[str]:
 
     The file is evaluated afterwards by :func:`coco_metrics`, so that the numbers belong to the
     predictions that were saved. Evaluators of other kinds, or with settings that pycocotools'
-    summary does not have, stay as they are.
+    summary does not have, stay as they are. A classifier's evaluators get one more, which writes the
+    answers to ``<prefix>.label.json``.
 
     Returns:
         The kinds of predictions ('bbox', 'segm') that are to be evaluated.
     """
     evaluator = cfg.get('test_evaluator')
+    if evaluator and cfg.get('default_scope') == 'mmpretrain' and 'metrics' not in evaluator:
+        metrics = evaluator if isinstance(evaluator, list | tuple) else [evaluator]
+        cfg.test_evaluator = [*metrics, dict(type='se_mm.AnswerFile', path=f'{prefix}.label.json')]
     if not isinstance(evaluator, dict) or type_name(evaluator) != 'CocoMetric':
         return []
     kinds = evaluator.get('metric', 'bbox')

@@ -104,6 +104,10 @@ def test_classifier_trains_and_is_evaluated(run, scenes, free_port, tmp_path):
     once = json.loads((work / 'metrics.json').read_text())
     assert set(once['metrics']) == {'scene_error/top1', 'scene_error/top5'}
     assert once['dataset']['split'] == 'val' and once['dataset']['images'] == 16
+    answers = json.loads((work / 'predictions.label.json').read_text())
+    assert [answer['index'] for answer in answers] == list(range(16))
+    wrong = sum(answer['answers'][0] != answer['truth'] for answer in answers)
+    assert once['metrics']['scene_error/top1'] == pytest.approx(100 * wrong / 16)
 
     test = [
         sys.executable,
