@@ -120,7 +120,8 @@ def test_plain_networks(make, arguments, tmp_path):
     assert report.fresh_se and 'start afresh' in str(report)
     assert all('se_layer' in name for name in report.fresh)
     assert report.left_over in ([], ['fc.weight', 'fc.bias'])
-    load_backbone(ours, str(path), fresh_se='identity')
+    assert 'train the network before you use it' in str(report)
+    assert 'that change nothing until' in str(load_backbone(ours, str(path), fresh_se='identity'))
     assert_same_features(theirs, ours)
 
 
@@ -200,7 +201,7 @@ def test_misfits_say_what_to_set(name, arguments, words, tmp_path):
     model = MODELS.build(dict(dict(type='se_mm.SEResNet', depth=50), **arguments))
     with pytest.raises(InputError) as caught:
         load_backbone(model, str(path))
-    assert 'weights.pth' in str(caught.value)
+    assert 'weights.pth' in str(caught.value) and 'is None' not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
 
