@@ -72,7 +72,7 @@ setup(
             'matplotlib',  # pictures of tools/benchmark.py
             'scipy',  # .mat files of SVHN
         ],
-        # the original packages, whose own tools cannot load their checkpoints with torch 2.6 (ours can)
+        # the original packages, whose own tools cannot load their checkpoints with torch 2.6 (those of se_mm can)
         'openmmlab': [
             'torch<2.6',
             'torchvision',

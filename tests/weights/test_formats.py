@@ -41,7 +41,7 @@ def released_arguments(name):
 
 
 @pytest.mark.parametrize('name', IN_TIMM)
-def test_networks_of_timm_with_the_published_arguments(name, tmp_path):
+def test_networks_of_timm_with_the_released_arguments(name, tmp_path):
     theirs = randomise(timm.create_model(name.partition('.')[0]))
     path = save_weights(theirs.state_dict(), tmp_path / 'weights.safetensors')
     assert_same_features(theirs, loaded(path, **released_arguments(name)))
@@ -52,7 +52,7 @@ def build_empty(arguments):
         return MODELS.build(dict(arguments, type=f'se_mm.{arguments["type"]}'))
 
 
-def test_published_arguments():
+def test_released_arguments():
     """Every entry can be built, and those of timm are what their weights are found to need."""
     names = [entry['checkpoint'] for entry in RELEASED]
     in_timm = {name.removeprefix('timm://') for name in names if 'timm://' in name}
@@ -277,7 +277,7 @@ def test_variants_and_stages_are_found():
     'make, words',
     [
         (lambda: SEResNet(50, se_cfg=dict(variant='bump')), "se_cfg={'variant': 'bump'}"),
-        (lambda: SEResNet(18), 'se_cfg={} (its own is divisor=8)'),
+        (lambda: SEResNet(18), 'se_cfg={} (timm rounds squeezed widths to multiples of 8)'),
         (lambda: SEResNet(50, se_ratio=8), 'se_ratio=8'),
         (lambda: SEResNet(50, with_se=(True, True, True, False)), 'with_se=(True, True, True, False)'),
         (lambda: SEResNet(50, norm_cfg=dict(type='GN', num_groups=32), norm_eval=False), 'norms other than batch norm'),
