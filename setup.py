@@ -73,7 +73,7 @@ setup(
             'jinja2',  # the page of tools/report.py
             'scipy>=1.11',  # .mat files of SVHN; intervals of differences
         ],
-        # the original packages, whose own tools cannot load their checkpoints with torch 2.6 (ours can)
+        # the original packages, whose own tools cannot load their checkpoints with torch 2.6 (those of se_mm can)
         'openmmlab': [
             'torch<2.6',
             'torchvision',

@@ -75,8 +75,8 @@ def configs_of(package, families, every):
 def without_weights(node):
     """A model's config that downloads nothing."""
     if isinstance(node, dict):
-        kept = {k: v for k, v in node.items() if k not in ('pretrained', 'teacher_ckpt')}
-        return {k: without_weights(v) for k, v in kept.items() if not (k == 'init_cfg' and is_pretrained(v))}
+        rest = {k: v for k, v in node.items() if k not in ('pretrained', 'teacher_ckpt')}
+        return {k: without_weights(v) for k, v in rest.items() if not (k == 'init_cfg' and is_pretrained(v))}
     return type(node)(without_weights(item) for item in node) if isinstance(node, list | tuple) else node
 
 
@@ -101,7 +101,7 @@ def detections(size):
 
 
 def with_proposals(batch, model):
-    """With proposals for the models that expect them of another's RPN."""
+    """With proposals for the models that expect them of another model's RPN."""
     for sample in () if getattr(model, 'with_rpn', True) else batch['data_samples']:
         sample.proposals = InstanceData(bboxes=sample.gt_instances.bboxes.clone())
     return batch
@@ -112,7 +112,7 @@ def videos(size):
 
     batch = demo_track_inputs(1, 2, [0], [(3, size, size)], num_items=[3], with_mask=True)
     for sample in batch['data_samples'][0].video_data_samples:
-        sample.gt_instances.instances_ids = torch.arange(3)  # the same ones in all frames
+        sample.gt_instances.instances_ids = torch.arange(3)  # one set of objects in all frames
     return batch
 
 

@@ -1,5 +1,5 @@
 _base_ = './faster_rcnn_x101_32x4d_coco.py'
-# No SE-ResNeXt in OpenMMLab's format is published: train configs/imagenet/se_x101_32x4d_imagenet.py first.
+# No SE-ResNeXt in OpenMMLab's format is released: train configs/imagenet/se_x101_32x4d_imagenet.py first.
 model = dict(
     backbone=dict(
         type='se_mm.SEResNeXt',

@@ -18,4 +18,5 @@ __getattr__ = moved_names(
         save_weights='se_mm.conversion.save_weights',
         timm_state='se_mm.conversion.timm_state',
     ),
+    dict(check_fit='use se_mm.weights.load_model'),
 )

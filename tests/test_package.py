@@ -7,6 +7,7 @@ import sysconfig
 import tarfile
 from pathlib import Path
 
+import pytest
 from conftest import ROOT
 
 
@@ -53,3 +54,13 @@ def test_installed_wheel_trains_and_tests_from_another_folder(run, scenes, tmp_p
     assert code == 0, output
     assert 'scene_error/top1' in json.loads((tmp_path / work / 'metrics.json').read_text())['metrics']
     assert not list(tools.glob('*env*')) and (tools / 'dist_train.sh').stat().st_mode & 0o100
+
+
+def test_names_that_are_gone_say_what_to_use():
+    import se_mm.analysis
+    import se_mm.checkpoints
+
+    with pytest.raises(AttributeError, match='check_fit is gone: use se_mm.weights.load_model'):
+        se_mm.checkpoints.check_fit  # noqa: B018
+    with pytest.raises(AttributeError, match='draw_costs is gone: use .*draw_overview'):
+        se_mm.analysis.draw_costs  # noqa: B018

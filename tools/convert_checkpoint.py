@@ -19,6 +19,7 @@ from se_mm.models.architecture import constructor_arguments, is_residual
 from se_mm.registry import MODELS
 from se_mm.utils import InputError, write_json
 from se_mm.weights import OWN, expected_arguments, fetch, load_weights, read_checkpoint, recognise, released
+from se_mm.weights.formats import FORMATS
 from se_mm.weights.loading import examples
 
 
@@ -59,7 +60,7 @@ def backbone_of(weights, source):
     if weights.format.name == 'Caffe' and 'stem.3.conv.weight' in weights.tensors:
         return dict(type='se_mm.SEBNInception')
     if not is_residual(weights.tensors):
-        raise InputError(f'{source}: its residual units have no second convolution, as those of all networks here')
+        raise InputError(f'{source}: not weights of a ResNet, ResNeXt or SENet: layer1.0.conv2.weight is missing')
     arguments = expected_arguments(weights)
     if arguments['depth'] is None:
         raise InputError(f'{source}: no network here has {arguments["blocks"]} blocks, as its {arguments["type"]} has')
@@ -76,7 +77,8 @@ def main():
     content = read_checkpoint(source, args.unsafe_pickle)
     weights = recognise(content['state_dict'], args.src, args.prefix, content.get('meta'))
     if weights.format is OWN:
-        raise InputError(f'{args.src}: the names of its tensors are of no format known here, see --help')
+        known = ', '.join(dict.fromkeys(format.name for format in FORMATS))
+        raise InputError(f'{args.src}: the names of its tensors are of no known format; known are {known}')
     backbone = backbone_of(weights, args.src)
     init_default_scope('se_mm')
     with_se = {} if weights.have_se else dict(with_se=False)
@@ -98,7 +100,7 @@ def main():
     if weights.format.caffe_style is None and 'layer1.0.conv3.weight' in weights.tensors:
         rows['assumed'] = "style='pytorch', stem_pool_ceil_mode=False, SE last in its unit: the file does not say"
     rows['left over in the file'] = examples(weights.left_over)
-    rows['left over in the backbone'] = examples(report.fresh)
+    rows['fresh in the backbone'] = examples(report.fresh)
     rows['written'] = f'{path}: {len(state)} tensors with the names of {args.to}'
     for row in rows.items():
         table.add_row(*row)

@@ -23,7 +23,7 @@ from se_mm.engine.weight_checks import check_checkpoint
 from se_mm.models.base import Backbone
 from se_mm.utils import InputError, written_whole
 from se_mm.utils.config import load_config, use_scope
-from se_mm.weights import load_backbone, load_model, read_checkpoint
+from se_mm.weights import load_backbone
 
 
 def parse_args():
@@ -60,7 +60,6 @@ def build(args):
         raise InputError(f'{args.config}: whole detectors are exported by mmdeploy; the backbone by --backbone')
     model = MODELS.build(cfg.model)
     check_checkpoint(args.checkpoint, model, training=False, resume=False)
-    load_model(model, read_checkpoint(args.checkpoint)['state_dict'], args.checkpoint)
     return model.eval(), channels, ['scores'], images
 
 

@@ -39,7 +39,7 @@ def main():
     unset = [name for name in ('MASTER_ADDR', 'NODE_RANK') if name not in os.environ]
     if args.nnodes != '1' and unset:
         raise InputError(
-            f'NNODES={args.nnodes} machines need the same MASTER_ADDR and each its NODE_RANK: set {unset[0]}'
+            f'NNODES={args.nnodes} machines need the same MASTER_ADDR and each its NODE_RANK: set {" and ".join(unset)}'
         )
     if args.node_rank == 0:
         check_port(args.master_addr, args.master_port)

@@ -22,8 +22,8 @@ def parse_args():
 def main():
     args = parse_args()
     checkpoint = read_checkpoint(args.in_file)
-    kept = ('backbone', 'cfg', 'data_preprocessor', 'dataset_meta', 'epoch', 'iter', 'seed')
-    meta = {key: value for key, value in (checkpoint.get('meta') or {}).items() if key in kept}
+    keys = ('backbone', 'cfg', 'data_preprocessor', 'dataset_meta', 'epoch', 'iter', 'seed')
+    meta = {key: value for key, value in (checkpoint.get('meta') or {}).items() if key in keys}
     path = save_weights(checkpoint['state_dict'], args.out_file, meta, hashed=True)
     Console().print(f'{path}: {len(checkpoint["state_dict"])} tensors')
 

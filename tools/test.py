@@ -31,7 +31,7 @@ def parse_args():
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
     parser.add_argument(
         '--show-dir',
-        help="draw predictions into this folder; a detector's is below the time of the run in the work dir",
+        help='draw predictions into this folder; for detectors the folder is made below WORK_DIR/TIMESTAMP',
     )
     parser.add_argument('--wait-time', type=float, default=2, help='seconds between shown images')
     parser.add_argument('--classwise', action='store_true', help='also AP of each class')
@@ -46,7 +46,9 @@ def parse_args():
 def add_visualization(cfg: Config, args: argparse.Namespace) -> None:
     hook = cfg.get('default_hooks', {}).get('visualization')
     if hook is None or 'visualizer' not in cfg:
-        raise InputError(f'--show and --show-dir: {args.config} has no default_hooks.visualization or no visualizer')
+        raise InputError(
+            f'--show and --show-dir: {args.config} needs default_hooks.visualization and a visualizer, set both'
+        )
     if args.launcher != 'none' and type_name(hook) == 'TrackVisualizationHook':
         raise InputError('--show and --show-dir: tracks are drawn by one process only, leave out --launcher')
     if cfg.default_scope == 'mmdet':
@@ -96,7 +98,10 @@ def main():
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise InputError(f'--out {args.out}: the name has to end in .pkl or .pickle')
     if args.fuse_conv_bn and any(type_name(hook) == 'EMAHook' for hook in cfg.get('custom_hooks') or ()):
-        raise InputError(f'--fuse-conv-bn: the EMAHook of {args.config} exchanges weights that are folded by then')
+        raise InputError(
+            f'--fuse-conv-bn: the EMAHook of {args.config} exchanges weights that are folded by then: '
+            'leave out --fuse-conv-bn'
+        )
     if args.show or args.show_dir:
         add_visualization(cfg, args)
     cfg.load_from = args.checkpoint = str(fetch(args.checkpoint))

@@ -38,7 +38,7 @@ def parse_args():
 def apply_args(cfg: Config, args: argparse.Namespace) -> None:
     if args.amp:
         if not torch.cuda.is_available():
-            raise InputError("--amp: mixed precision needs a GPU, MMEngine's AmpOptimWrapper has none here")
+            raise InputError('--amp: mixed precision needs a GPU, and this run has none: leave out --amp')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:

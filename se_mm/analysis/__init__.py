@@ -28,5 +28,7 @@ __all__ = [
 ]
 
 __getattr__ = moved_names(
-    __name__, dict(test_shape='se_mm.analysis.input_size', kept_bytes='se_mm.analysis.stored_bytes')
+    __name__,
+    dict(test_shape='se_mm.analysis.input_size', kept_bytes='se_mm.analysis.stored_bytes'),
+    dict(draw_costs='use se_mm.analysis.draw_overview or draw_details'),
 )

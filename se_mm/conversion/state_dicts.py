@@ -50,7 +50,8 @@ def timm_state(weights: Weights, source: str) -> dict[str, Tensor]:
         widths = {t.shape[1::-1] for k, t in weights.tensors.items() if k.endswith('se_layer.conv1.conv.weight')}
         divisor = 1 if legacy else 8
         own = set(found['se_cfg']) <= {'divisor'} and all(w == squeezed_width(c, 16, divisor) for c, w in widths)
-        reasons[f'se_ratio={found["se_ratio"]}, se_cfg={found["se_cfg"]} (its own is divisor={divisor})'] = not own
+        rounding = "its legacy networks don't round" if legacy else 'timm rounds squeezed widths to multiples of 8'
+        reasons[f'se_ratio={found["se_ratio"]}, se_cfg={found["se_cfg"]} ({rounding})'] = not own
     if any(reasons.values()):
         raise InputError(f'{source}: timm has no network with {", ".join(k for k, v in reasons.items() if v)}')
     if legacy:

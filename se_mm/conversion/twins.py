@@ -55,16 +55,16 @@ def backbones(model: dict | list, path: tuple = ()) -> Iterator[tuple[tuple, dic
 
 def twin_backbone(backbone: dict, package: str | None = None) -> dict:
     """The backbone's config with SE, its weights left out; ``package`` is the one whose ResNet a bare type means."""
-    kept = {k: v for k, v in backbone.items() if k not in ('init_cfg', 'pretrained')}
-    return {**_left_out(backbone, backbone['type'].rpartition('.')[0] or package), **kept, **twin_type(backbone)}
+    arguments = {k: v for k, v in backbone.items() if k not in ('init_cfg', 'pretrained')}
+    return {**_left_out(backbone, backbone['type'].rpartition('.')[0] or package), **arguments, **twin_type(backbone)}
 
 
 def _left_out(backbone: dict, package: str | None) -> dict:
     """The package's defaults of the arguments that a config leaves out, where those of its twin differ."""
     own = defaults_of(NETWORKS[_kind(twin_type(backbone))])
     own['stem_channels'] = backbone.get('base_channels', own['base_channels'])
-    theirs = DEFAULTS.get(package, {})
-    return {k: v for k, v in theirs.items() if k not in backbone and own.get(k, v) != v}
+    defaults = DEFAULTS.get(package, {})
+    return {k: v for k, v in defaults.items() if k not in backbone and own.get(k, v) != v}
 
 
 def _kind(backbone: dict) -> str:
@@ -169,7 +169,7 @@ class _Twin:
         scope = plain['type'].rpartition('.')[0] or self.cfg.get('default_scope')
         if scope not in (None, *DEFAULTS):
             raise InputError(
-                f'{self.cfg.filename}: {name} is of {scope}, whose arguments are not known: {", ".join(DEFAULTS)} are'
+                f'{self.cfg.filename}: {name} is of {scope}; known are the ResNets of {", ".join(DEFAULTS)}'
             )
         complete = {**_left_out(plain, scope), **plain}
         change = {**deepcopy(twin_type(plain)), **{k: v for k, v in complete.items() if k not in plain}}
@@ -218,7 +218,7 @@ class _Twin:
         if why or stuck:
             settings = ', '.join(f'{k}={v}' for k, v in stuck.items())
             reason = f', {why}' if why else ''
-            consequence = f'; with {settings}, or they would stay' if stuck else ''
+            consequence = f'; with {settings}, or frozen layers would stay at random values' if stuck else ''
             self.warnings.append(f'{name} starts at random weights{reason}{consequence}')
 
     def _start_from(self, checkpoint: str, entry: dict | None, path: tuple, complete: dict, change: dict) -> None:
@@ -232,7 +232,10 @@ class _Twin:
             change |= {k: expected[k] for k in unwritten if expected[k] != given[k]}
             self._set_images(path, IMAGES[entry['images']])
             return
-        self.warnings.append(f'{name}: {checkpoint} is not in the list of released weights: see to the normalisation')
+        self.warnings.append(
+            f'{name}: {checkpoint} is not in the list of released weights: compare data_preprocessor with that of '
+            'its training'
+        )
         if complete.get('frozen_stages', -1) > 0:
             self.warnings.append(
                 f'{name}: {complete["frozen_stages"]} stages are frozen; if {checkpoint} has no SE, set '

@@ -38,6 +38,7 @@ class SVHN(BaseDataset):
         super().__init__(data_root=data_root, **kwargs)
 
     def load_data_list(self) -> list[dict]:
+        """``img`` and ``gt_label`` of every image, as above."""
         from scipy.io import loadmat
 
         if not self.path.is_file():

@@ -34,7 +34,8 @@ class ConfigOptions(DictAction):
                 if value.startswith(('[', '(', '{', 'dict(')) and ('{' in value or 'dict(' in value):
                     options[key] = Config.fromstring(f'value = {value}', '.py').value
                 else:
-                    options[key] = self._parse_iterable(value)
+                    parsed = self._parse_iterable(value)  # which takes all spaces out of plain texts
+                    options[key] = value.strip('\'"') if isinstance(parsed, str) else parsed
             except Exception as error:  # a value with dicts is a program
                 raise InputError(
                     f'{option_string} {pair}: not a value ({error}); one with dicts is written as in a config, and in '

@@ -59,7 +59,7 @@ def check_sync_norms(cfg: Config, model: nn.Module) -> None:
     else:
         return
     raise InputError(
-        f'SyncBN needs GPUs, which the processes of this run have not: set {" ".join(options) or "BN in norm_cfg"} by '
+        f'SyncBN needs GPUs, and this run has none: set {" ".join(options) or "BN in norm_cfg"} by '
         '--cfg-options, or train in one process without --launcher, where MMEngine takes BN instead'
     )
 

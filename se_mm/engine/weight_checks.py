@@ -72,16 +72,17 @@ def check_pretrained(cfg: Config, model: nn.Module) -> None:
     parts = dict(config_parts(cfg.model, 'model'))
     for path, key, init_cfg in _pretrained(parts):
         checkpoint = str(init_cfg.get('checkpoint'))
+        module = _module_of(path, init_cfg, model)
         try:
-            report = _try_weights(init_cfg, checkpoint, _module_of(path, init_cfg, model))
+            report = _try_weights(init_cfg, checkpoint, module)
         except InputError as error:
             if '://' in checkpoint or Path(checkpoint).exists():
                 raise InputError(f'{path}.{key}: {error}') from error
             option = f'{path}.init_cfg.checkpoint' if key == 'init_cfg' else f'{path}.pretrained'
-            raise InputError(
-                f'{path}.{key}: {error}. Train the backbone first (configs/README.md lists the ImageNet configs), or '
-                f'give another file with --cfg-options {option}=FILE'
-            ) from error
+            remedy = f'give another file with --cfg-options {option}=FILE'
+            if isinstance(module, Backbone):
+                remedy = f'train the backbone first (configs/README.md lists the ImageNet configs), or {remedy}'
+            raise InputError(f'{path}.{key}: {error}: {remedy}') from error
         if report:
             check_normalisation(report, _images_of(path, parts) or cfg.get('data_preprocessor'), path)
 
@@ -119,7 +120,8 @@ def _try_weights(init_cfg: dict, checkpoint: str, module: nn.Module | None) -> L
         prefix = f'{init_cfg["prefix"].rstrip(".")}.' if init_cfg.get('prefix') else ''
         weights = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
         if module is not None and not getattr(module, 'convert_weights', False):  # which renames them
-            load_model(module, weights, checkpoint, strict=False)
+            remedy = f"Set init_cfg.prefix to what stands before the module's names, e.g. 'neck.' (is {prefix!r})"
+            load_model(module, weights, checkpoint, strict=False, remedy=remedy)
     return None
 
 

@@ -168,6 +168,8 @@ def misfits(model: nn.Module, expected: dict) -> list[str]:
         plain = key == 'with_se' and not any(value)  # SE starts afresh beside a plain network's weights
         if key in ('blocks', 'depth') or has == left_out == value or plain:
             continue
+        if key == 'expansion':
+            has = model.expansion
         without = f' without {lost}' if key == 'type' and lost else ''
         changes.append(f'{key}={value!r}{without}' + (f' (is {has!r})' if has != value else ''))
     return changes

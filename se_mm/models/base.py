@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from se_mm.registry import WEIGHT_INITIALIZERS
 from se_mm.utils.config import is_pretrained
 
+from .checks import check_stages
 from .se_layer import SELayer
 
 
@@ -99,26 +100,26 @@ class Backbone(BaseModule):
         self.stage_names: list[str] = []
         if 'ratio' in (se_cfg or {}):
             raise ValueError('se_cfg has a ratio: give it as se_ratio')
-        if not self.out_indices or not set(self.out_indices) <= set(range(n)):
-            raise ValueError(f'out_indices={self.out_indices}: choose from 0 to {n - 1} (num_stages={n})')
+        check_stages(n, n, out_indices=self.out_indices, with_se=self.with_se)
         if frozen_stages not in range(-1, n + 1):
             raise ValueError(f'frozen_stages={frozen_stages!r}: choose -1 to {n} (num_stages={n})')
-        if len(self.with_se) != n:
-            raise ValueError(f'with_se={self.with_se} has {len(self.with_se)} entries for num_stages={n}: give {n}')
 
     def make_se_layer(self, stage: int, channels: int) -> nn.Module:
         """SE for a stage; where ``with_se`` is False, Identity."""
         return SELayer(channels, **self.se_cfg) if self.with_se[stage] else nn.Identity()
 
     def add_stage(self, blocks: list[nn.Module], name: str = 'stage') -> None:
+        """Append a stage of these blocks, named ``name`` and its number from 1."""
         self.stage_names.append(f'{name}{len(self.stage_names) + 1}')
         self.add_module(self.stage_names[-1], Stage(*blocks, with_cp=self.with_cp))
         self.freeze_stages()
 
     def stem_modules(self) -> list[nn.Module]:
+        """The modules with parameters before the first stage."""
         return [self.stem]
 
     def run_stem(self, x: Tensor) -> Tensor:
+        """Images (N, in_channels, H, W) to the input of the first stage."""
         return self.stem(x)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -155,6 +156,7 @@ class Backbone(BaseModule):
         return first if in_head else layer_of.get((stage, block), 0), first + 1
 
     def freeze_stages(self) -> None:
+        """Put what ``frozen_stages`` names into eval mode, and stop its gradients."""
         frozen = self.stem_modules() if self.frozen_stages >= 0 else []
         frozen += [getattr(self, name) for name in self.stage_names[: max(self.frozen_stages, 0)]]
         for module in frozen:

@@ -20,6 +20,7 @@ FUSED_SE = (True, False, 'torch', 'triton')
 
 
 def check_se_position(se_position: str | None, bottleneck: bool) -> None:
+    """Check where SE stands in a residual unit, None for nowhere."""
     if se_position not in (None, *SE_POSITIONS):
         raise ValueError(f'se_position={se_position!r}: choose one of {SE_POSITIONS}')
     if se_position == '3x3' and not bottleneck:
@@ -27,6 +28,7 @@ def check_se_position(se_position: str | None, bottleneck: bool) -> None:
 
 
 def check_fused_se(fused_se: bool | str) -> None:
+    """Check whether to fuse tails, or by which backend."""
     if fused_se not in FUSED_SE:
         raise ValueError(f'fused_se={fused_se!r}: choose one of {FUSED_SE}')
 
@@ -221,6 +223,7 @@ class SEBlock(SEResidual):
             self.plugin_names[position].append(name)
 
     def run_plugins(self, x: Tensor, position: str) -> Tensor:
+        """x (N, C, H, W) through the plugins of a position."""
         for name in self.plugin_names[position]:
             x = getattr(self, name)(x)
         return x

@@ -4,25 +4,50 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from numbers import Integral
 
 
-def check_stages(num_stages: int, most: int, **lists: Sequence | None) -> None:
-    """Check a number of stages, and arguments (by name) that have one entry for each."""
+def check_whole(**numbers: int) -> None:
+    """Check arguments (by name) that are whole numbers from 1."""
+    for key, value in numbers.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            raise ValueError(f'{key}={value!r}: choose a whole number from 1')
+
+
+def check_act_cfg(act_cfg: Sequence[dict]) -> None:
+    """Check the configs of the activations of an SE layer."""
+    pair = isinstance(act_cfg, Sequence) and len(act_cfg) == 2 and all(isinstance(cfg, dict) for cfg in act_cfg)
+    if not pair:
+        raise ValueError(f'act_cfg={act_cfg!r} of SE: give two configs, of the activation and of the gate')
+
+
+def check_stages(
+    num_stages: int, most: int, *, out_indices: Sequence[int] | None = None, **lists: Sequence | None
+) -> None:
+    """Check a number of stages, stages whose outputs are returned, and arguments (by name) with one entry for each.
+
+    Raises:
+        ValueError: naming all arguments that do not fit ``num_stages``.
+    """
     if num_stages not in range(1, most + 1):
         raise ValueError(f'num_stages={num_stages!r}: choose 1 to {most}')
-    for key, value in lists.items():
-        if value is not None and len(value) != num_stages:
-            raise ValueError(
-                f'{key}={tuple(value)} has {len(value)} entries for num_stages={num_stages}: give {num_stages}'
-            )
+    entries = 'entry' if num_stages == 1 else 'entries'
+    wrong = [
+        f'{key}={tuple(value)} needs {num_stages} {entries}'
+        for key, value in lists.items()
+        if value is not None and len(value) != num_stages
+    ]
+    if out_indices is not None and not (out_indices and set(out_indices) <= set(range(num_stages))):
+        wrong.append(f'out_indices={tuple(out_indices)} needs stages from 0 to {num_stages - 1}')
+    if wrong:
+        raise ValueError(f'num_stages={num_stages}: {"; ".join(wrong)}')
 
 
 def check_block(style: str, expansion: int, bottleneck: bool) -> None:
     """Check the arguments of a residual unit."""
     if style not in ('pytorch', 'caffe'):
         raise ValueError(f"style={style!r}: choose 'pytorch' or 'caffe'")
-    if not isinstance(expansion, int) or expansion < 1:
-        raise ValueError(f'expansion={expansion!r}: choose a whole number from 1')
+    check_whole(expansion=expansion)
     if not bottleneck and expansion != 1:
         raise ValueError(f'expansion={expansion} needs bottlenecks: depths 18 and 34 have none')
 

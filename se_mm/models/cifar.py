@@ -71,6 +71,7 @@ class PreActBlock(BaseModule):
         self.se_layer = make_se_layer(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
         out = self.norm1(x).relu_()
         identity = x if self.shortcut is None else self.shortcut(out)
         out = self.conv1(out)
@@ -170,5 +171,7 @@ class SECNN(Backbone):
             )
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(N, in_channels, 32, 32) to logits (N, num_classes), without classes (N, in_channels, H, W) to a map
+        (N, 64, H / 4, W / 4)."""
         outs = super().forward(x)
         return outs if self.classifier is None else (self.classifier(outs[-1]),)

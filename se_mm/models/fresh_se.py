@@ -7,11 +7,12 @@ from torch import nn
 
 from se_mm.utils import InputError
 
+from .base import Backbone
 from .se_layer import SELayer
 
 
 @torch.no_grad()
-def start_as_identity(model: nn.Module) -> None:
+def start_as_identity(model: Backbone) -> None:
     """Let the SE layers of a network change nothing: gates of 0.5, and twice the input.
 
     A unit that owns an SE layer names by its method ``layers_before_se`` the layers whose outputs, or ReLU of these,
@@ -19,9 +20,22 @@ def start_as_identity(model: nn.Module) -> None:
     but a sigmoid learns a tenth as fast there.
 
     Raises:
-        InputError: a layer whose gate is no sigmoid, or which gets something else. The network is as it was.
+        InputError: of :func:`identity_layers`. The network is as it was.
     """
-    last_layers, before = [], []
+    last_layers, before = identity_layers(model)
+    for parameter in nn.ModuleList(last_layers).parameters():
+        parameter.zero_()
+    for parameter in nn.ModuleList(before).parameters():
+        parameter.mul_(2)
+
+
+def identity_layers(model: Backbone) -> tuple[list[nn.Module], list[nn.Module]]:
+    """The last layers of a network's SE layers, and the layers before these, for :func:`start_as_identity`.
+
+    Raises:
+        InputError: an SE layer's gate is no sigmoid, or it gets something else. All stages with such layers are named.
+    """
+    last_layers, before, unfit = [], [], {}
     for name, unit in model.named_modules():
         for child, se_layer in unit.named_children():
             if not isinstance(se_layer, SELayer):
@@ -30,14 +44,15 @@ def start_as_identity(model: nn.Module) -> None:
             layers = unit.layers_before_se() if child == 'se_layer' and hasattr(unit, 'layers_before_se') else []
             affine = layers and all(getattr(layer, 'weight', None) is not None for layer in layers)
             if not affine or type(last.activate) is not nn.Sigmoid:
-                raise InputError(
-                    f"init_cfg.fresh_se='identity': {name}.{child} cannot start as the identity. It needs a gate of "
-                    'type Sigmoid, and as its input the output of norms or convolutions, with ReLU or without. Set '
-                    'with_se=False for its stage, or leave fresh_se out, and SE starts at random'
-                )
+                unfit.setdefault(name.partition('.')[0], f'{name}.{child}')
             last_layers.append(last.conv)
             before += layers
-    for parameter in nn.ModuleList(last_layers).parameters():
-        parameter.zero_()
-    for parameter in nn.ModuleList(before).parameters():
-        parameter.mul_(2)
+    if unfit:
+        with_se = tuple(on and stage not in unfit for on, stage in zip(model.with_se, model.stage_names))
+        remedy = f'Set with_se={with_se}, or leave fresh_se out' if any(with_se) else 'Leave fresh_se out'
+        raise InputError(
+            f"init_cfg.fresh_se='identity': {', '.join(unfit.values())} cannot start as the identity. SE needs a gate "
+            'of type Sigmoid, and as its input the output of norms or convolutions, with ReLU or without. '
+            f'{remedy}, and SE starts at random'
+        )
+    return last_layers, before

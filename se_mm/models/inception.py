@@ -28,6 +28,7 @@ class CeilMaxPool(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, H / 2, W / 2), rounded up."""
         x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2), value=-torch.inf)
         return F.max_pool2d(x, 3, 2, ceil_mode=True)
 
@@ -68,6 +69,7 @@ class InceptionUnit(BaseModule):
         self.se_layer = nn.Identity() if make_se_layer is None else make_se_layer(self.out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
         return self.se_layer(torch.cat([branch(x) for branch in self.branches], 1))
 
     def layers_before_se(self) -> list[nn.Module]:
@@ -176,6 +178,7 @@ class InceptionResidual(SEResidual):
         self.se_layer = make_se_layer(channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x and the result are (N, channels, H, W)."""
         return self.tail(self.conv(self.mixed(x)), x)
 
     def layers_before_se(self) -> list[nn.Module]:
@@ -194,7 +197,7 @@ class SEInceptionResNetV2(Backbone):
         in_channels: channels of the image.
         width: factor of all widths.
         blocks: residual units of each stage.
-        norm_cfg: config of the norms; the weights of others have an eps of 0.001.
+        norm_cfg: config of the norms; released weights have an eps of 0.001.
         fused_se: see :class:`SEResNet`.
         **kwargs: of :class:`Backbone`.
     """

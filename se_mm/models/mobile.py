@@ -101,6 +101,7 @@ class ShuffleUnit(SEResidual):
         return 'a concatenation stands in place of the sum' if self.downsamples else super().why_not_fused()
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
         out = self.depthwise(self.reduce(x))  # (N, out_channels / 4, H / stride, W / stride)
         out = out.unflatten(1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)  # shuffled
         out = self.expand(out)

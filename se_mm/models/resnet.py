@@ -17,7 +17,7 @@ from se_mm.registry import MODELS
 
 from .base import Backbone
 from .blocks import SEBasicBlock, SEBottleneck, SENetBottleneck, check_fused_se, check_se_position
-from .checks import check_block, check_plugins, check_stages, checkpoint_init_cfg
+from .checks import check_act_cfg, check_block, check_plugins, check_stages, checkpoint_init_cfg
 
 PLUGIN_POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3')
 
@@ -123,7 +123,13 @@ class SEResNet(Backbone):
                 f'{type(self).__name__} has no depth {depth!r}: choose one of {sorted(self.arch_settings)}'
             )
         check_stages(
-            num_stages, 4, strides=strides, dilations=dilations, stage_with_dcn=None if dcn is None else stage_with_dcn
+            num_stages,
+            4,
+            strides=strides,
+            dilations=dilations,
+            stage_with_dcn=None if dcn is None else stage_with_dcn,
+            with_se=with_se if isinstance(with_se, Sequence) else None,
+            out_indices=out_indices,
         )
         init_cfg = checkpoint_init_cfg(pretrained, init_cfg)
         super().__init__(
@@ -220,8 +226,10 @@ class SEResNet(Backbone):
             )
 
     def _gate_of_zero(self) -> float:
-        act_cfg = self.se_cfg.get('act_cfg')
-        return build_activation_layer(act_cfg[1])(torch.zeros(1, device='cpu')).item() if act_cfg else 0.5
+        if 'act_cfg' not in self.se_cfg:
+            return 0.5
+        check_act_cfg(self.se_cfg['act_cfg'])
+        return build_activation_layer(self.se_cfg['act_cfg'][1])(torch.zeros(1, device='cpu')).item()
 
     def _make_stem(self, in_channels: int, ceil_mode: bool) -> None:
         stem_channels = self.stem_channels

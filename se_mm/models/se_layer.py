@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from se_mm.registry import MODELS
 
+from .checks import check_act_cfg, check_whole
+
 # Widths between the layers, in squeezed widths.
 VARIANTS = dict(
     standard=(1,),
@@ -84,8 +86,8 @@ class SELayer(BaseModule):
         init_cfg: initialisation config.
 
     Raises:
-        ValueError: no channels, or both; unknown variant or squeeze; not two activations; the squeezed width
-            would be less than one channel.
+        ValueError: no channels, or both; a number that is no whole number from 1; unknown variant or squeeze; not
+            two activations; the squeezed width would be less than one channel.
     """
 
     def __init__(
@@ -103,20 +105,20 @@ class SELayer(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         if (channels is None) == (in_channels is None):
-            raise ValueError('SE needs its channels, once')
-        channels = channels or in_channels
+            raise ValueError('SELayer: give channels (in_channels means the same), a whole number from 1')
+        channels = in_channels if channels is None else channels
+        check_whole(channels=channels, se_ratio=ratio, divisor=divisor)
         if variant not in VARIANTS:
             raise ValueError(f'variant={variant!r} of SE: choose one of {tuple(VARIANTS)}')
         if squeeze not in SQUEEZES:
             raise ValueError(f'squeeze={squeeze!r} of SE: choose one of {tuple(SQUEEZES)}')
         if squeeze_channels is None:
-            if not 1 <= ratio <= channels:
+            if ratio > channels:
                 raise ValueError(f'se_ratio={ratio} leaves no channel of {channels}: choose 1 to {channels}')
             squeeze_channels = squeezed_width(channels, ratio, divisor)
-        elif not isinstance(squeeze_channels, int) or squeeze_channels < 1:
-            raise ValueError(f'squeeze_channels={squeeze_channels!r} of SE: choose a whole number from 1')
-        if isinstance(act_cfg, dict) or len(act_cfg) != 2:
-            raise ValueError(f'act_cfg={act_cfg!r} of SE: give two configs, of the activation and of the gate')
+        else:
+            check_whole(squeeze_channels=squeeze_channels)
+        check_act_cfg(act_cfg)
         act, gate = act_cfg
         self.squeeze = SQUEEZES[squeeze]()
         conv_type = nn.Conv2d if squeeze == 'none' else VectorConv2d

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from types import ModuleType
@@ -116,12 +117,17 @@ def _why_not_here(x: Tensor, identity: Tensor, group: dist.ProcessGroup | None, 
         return why
     if compiling and group is not None:
         return 'torch.compile does not trace the communication of SyncBatchNorm'
+    why = _why_not_maps(x, identity)
+    return why or (None if identity.dtype == x.dtype else 'identity differs from x in dtype')
+
+
+def _why_not_maps(x: Tensor, identity: Tensor) -> str | None:
     if x.dtype not in DTYPES:
         return f'no kernels for {x.dtype}'
     if x.dim() != 4 or x.numel() == 0:
         return f'x of shape {tuple(x.shape)} is not (N, C, H, W) with elements'
-    if (identity.shape, identity.dtype, identity.device) != (x.shape, x.dtype, x.device):
-        return 'identity differs from x in shape, dtype or device'
+    if (identity.shape, identity.device) != (x.shape, x.device):
+        return 'identity differs from x in shape or device'
     return None
 
 
@@ -132,6 +138,14 @@ def _why_not_triton(device: torch.device) -> str | None:
     if torch.cuda.get_device_capability(device) < (8, 0):
         return f'Triton does not support {torch.cuda.get_device_name(device)}'
     return None
+
+
+def _why_not_insisted(backend: str, x: Tensor, identity: Tensor) -> str | None:
+    interpreted = os.environ.get('TRITON_INTERPRET') == '1'  # Triton's own way to run on the CPU
+    if backend == 'triton' and not x.is_cuda and not interpreted:
+        return f'Triton needs a GPU, and x is on {x.device.type}'
+    why = _why_not_triton(x.device) if backend == 'triton' and x.is_cuda else None
+    return why or _why_not_maps(x, identity)
 
 
 def _process_group(norm: nn.Module) -> dist.ProcessGroup | None:
@@ -188,7 +202,8 @@ def se_tail(
         of them only, or an empty batch, would mix up what they exchange.
 
     Raises:
-        ValueError: unknown backend, or one that has no such norm; batch statistics of a single element.
+        ValueError: unknown backend, or one that has no such norm, maps or device; batch statistics of a single
+            element.
         RuntimeError: in backward, for second derivatives, which only 'plain' has.
     """
     if backend not in (None, *BACKENDS):
@@ -198,6 +213,10 @@ def se_tail(
         raise ValueError(f"backend={backend!r}: {why}; choose 'plain'")
     if backend is None or not isinstance(x, Tensor):
         backend = 'plain' if why else _choose(x, identity, norm).backend
+    elif backend != 'plain':
+        why = _why_not_insisted(backend, x, identity)
+        if why:
+            raise ValueError(f"backend={backend!r}: {why}; choose 'plain', or None for what is possible")
     if backend == 'plain':
         in_place = why is None and not (torch.is_grad_enabled() or torch.jit.is_tracing())
         return plain_se_tail(x, identity, norm, gate, in_place=in_place)

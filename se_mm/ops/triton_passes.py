@@ -66,6 +66,7 @@ def _vector_grid(rows: Tensor) -> tuple[tuple[int], dict]:
 
 
 def row_moments(x: Tensor, variance: bool) -> Rows:
+    """:func:`passes.row_moments`."""
     grid, arguments = _grid(x)
     splits, span, size = grid[1], arguments['span'], arguments['size']
     mean = x.new_empty((splits, *x.shape[:2]), dtype=accumulation_dtype(x))
@@ -81,6 +82,7 @@ def row_moments(x: Tensor, variance: bool) -> Rows:
 
 
 def normalise(rows: Rows, weight: Tensor, bias: Tensor, statistics: Statistics) -> tuple[Tensor, Normalised]:
+    """:func:`passes.normalise`."""
     if statistics.group is not None:
         return passes.normalise(rows, weight, bias, statistics)
     running_mean, running_var, batch, momentum, eps, _ = statistics
@@ -112,6 +114,7 @@ def normalise(rows: Rows, weight: Tensor, bias: Tensor, statistics: Statistics) 
 
 
 def scale_add_relu(x: Tensor, vectors: Tensor, gates: Tensor, identity: Tensor) -> Tensor:
+    """:func:`passes.scale_add_relu`."""
     out = torch.empty_like(x)
     grid, arguments = _grid(x)
     kernels._scale_add_relu_kernel[grid](x, _like(x, identity), vectors, gates.contiguous(), out, **arguments)
@@ -119,6 +122,7 @@ def scale_add_relu(x: Tensor, vectors: Tensor, gates: Tensor, identity: Tensor) 
 
 
 def masked_sums(grad: Tensor, out: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`passes.masked_sums`."""
     g = torch.empty_like(x)
     grid, arguments = _grid(x)
     sums = x.new_empty((grid[1], 2, *mean.shape), dtype=mean.dtype)
@@ -129,6 +133,7 @@ def masked_sums(grad: Tensor, out: Tensor, x: Tensor, mean: Tensor) -> tuple[Ten
 def coefficients(
     message: Tensor, dz: Tensor, normalised: Normalised, *, count: int, batch: bool, group: dist.ProcessGroup | None
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`passes.coefficients`."""
     if group is not None:
         return passes.coefficients(message, dz, normalised, count=count, batch=batch, group=group)
     vectors, mean, invstd, total = normalised
@@ -153,6 +158,7 @@ def coefficients(
 
 
 def input_gradient(g: Tensor, x: Tensor, mean: Tensor, k: Tensor) -> Tensor:
+    """:func:`passes.input_gradient`."""
     dx = torch.empty_like(x)
     grid, arguments = _grid(x)
     kernels._input_gradient_kernel[grid](_like(x, g), x, mean, k, dx, BATCH=len(k) == 3, **arguments)

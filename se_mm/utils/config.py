@@ -133,11 +133,19 @@ def _data_roots(cfg: Config) -> set[str]:
 def _inherits_data(cfg: Config) -> bool:
     """Whether the last file of a chain of configs that sets ``data_root`` leaves all data where the files above do."""
     *above, own = re.split(r'^data_root\s*=', cfg.text, flags=re.MULTILINE)
-    roots = _data_roots(cfg)
-    if len(roots) != 1 or not isinstance(cfg.get('data_root'), str):
+    roots, root = _data_roots(cfg), cfg.get('data_root')
+    if not isinstance(root, str) or not roots or root.rstrip('/') in roots:
         return False
-    literal = re.compile(f'[\'"]{re.escape(roots.pop())}/?[\'"]')
-    return bool(literal.search(''.join(above))) and not literal.search(own)
+    why = f'they are in {" and ".join(sorted(roots))}'
+    if len(roots) == 1:
+        literal = re.compile(f'[\'"]{re.escape(*roots)}/?[\'"]')
+        inherited, written = literal.search(''.join(above)), literal.search(own)
+        if inherited and not written:
+            return True
+        why = f'{cfg.filename} says itself that {why}' if written else f'no config above says that {why}'
+    if len(above) > 1:  # set above, and again
+        print_log(f'data_root={root} of {cfg.filename} moves no data: {why}', logger='current')
+    return False
 
 
 def _map_strings(node: object, change: Callable[[str], str]) -> object:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from mmengine.logging import print_log
 from se_mm.utils import InputError
 
 HUB = 'hf-hub://'  # an address: repository on Hugging Face
+STARTED = time.time()  # of this process, nearly
 
 
 def released() -> list[dict]:
@@ -31,6 +34,9 @@ def released() -> list[dict]:
 
 def fetch(checkpoint: str) -> Path:
     """The local file of a checkpoint, downloaded if need be, once for all processes of a machine.
+
+    What lies at ``https://`` and in the tables of names is downloaded for good. What MMEngine has a file client for may
+    be written again, and is copied anew unless a process has copied it since this one started.
 
     Args:
         checkpoint: a path; ``timm://NAME``; a name that MMEngine knows (``torchvision://``, ``open-mmlab://``,
@@ -62,7 +68,11 @@ def address_of(checkpoint: str) -> str:
     if scheme in tables:
         models = tables[scheme]()
         if name not in models:
-            raise InputError(f'checkpoint {checkpoint}: MMEngine knows no such name, but {", ".join(models)}')
+            similar = difflib.get_close_matches(name, models, n=5) or sorted(models)[:5]
+            raise InputError(
+                f'checkpoint {checkpoint}: MMEngine knows no such name; of its {len(models)} names similar are '
+                f'{", ".join(similar)}'
+            )
         return models[name] if models[name].startswith('http') else _in_mmengine_home(models[name])
     if scheme in backends.prefix_to_backends:
         return checkpoint
@@ -92,7 +102,10 @@ def _in_mmengine_home(path: str) -> str:
 
 def _address_in_timm(name: str) -> str:
     if re.search(r'res(net|next)(aa|blur)', name):
-        raise InputError(f'checkpoint timm://{name}: no network here smooths before its strides, as this one does')
+        raise InputError(
+            f'checkpoint timm://{name}: this network smooths its maps before strides (anti-aliasing), and no network '
+            'of se_mm does: choose other weights'
+        )
     try:
         import timm
     except ImportError as error:
@@ -128,19 +141,26 @@ def _from_address(checkpoint: str, url: str) -> Path:
     folder = '' if digest else hashlib.sha256(url.encode()).hexdigest()[:8]
     path = Path(torch.hub.get_dir(), 'checkpoints', folder, name)
     path.parent.mkdir(parents=True, exist_ok=True)
+    changes = not url.startswith(('http://', 'https://'))
     with FileLock(f'{path}.lock'):
-        if path.is_file():
-            print_log(f'{checkpoint}: {path}, downloaded before; delete the file to download it again', 'current')
+        if path.is_file() and (not changes or path.stat().st_mtime >= STARTED):
+            again = '' if changes else '; delete the file to download it again'
+            print_log(f'{checkpoint}: {path}, downloaded before{again}', 'current')
             return path
         print_log(f'downloading {url} to {path}', logger='current')
         try:
-            if url.startswith(('http://', 'https://')):
-                torch.hub.download_url_to_file(url, str(path), digest)
-            else:
+            if changes:
                 partial = path.with_name(f'.{path.name}.partial')
                 get_file_backend(url).copyfile_to_local(url, partial)
+                partial.touch()  # a copy may have the time of its original
                 partial.replace(path)
+            else:
+                torch.hub.download_url_to_file(url, str(path), digest)
         except Exception as error:  # of many kinds
+            if changes:
+                raise InputError(
+                    f'checkpoint {checkpoint} cannot be copied ({_reason(error)}): give the path of a local copy'
+                ) from error
             raise InputError(_no_download(checkpoint, url, path, error)) from error
     return path
 
@@ -154,8 +174,11 @@ def _digest_in(name: str) -> str | None:
 
 
 def _no_download(checkpoint: str, url: str, path: str | Path, error: Exception) -> str:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
     return (
-        f'checkpoint {checkpoint} is not in the cache and cannot be downloaded ({reason}): download {url} elsewhere '
-        f'and give its path as checkpoint, or put it at {path}'
+        f'checkpoint {checkpoint} is not in the cache and cannot be downloaded ({_reason(error)}): download {url} '
+        f'elsewhere and give its path as checkpoint, or put it at {path}'
     )
+
+
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

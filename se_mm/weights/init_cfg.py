@@ -45,5 +45,6 @@ class Pretrained:
     def __call__(self, backbone: nn.Module) -> LoadReport:
         """Load the weights and log what became of their tensors."""
         report = load_backbone(backbone, **loading_arguments(self.cfg))
-        print_log(str(report), logger='current', level=logging.WARNING if report.fresh_se else logging.INFO)
+        untrained = report.fresh_se and not report.identity
+        print_log(str(report), logger='current', level=logging.WARNING if untrained else logging.INFO)
         return report

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from se_mm.models.fresh_se import start_as_identity
+from se_mm.models.fresh_se import identity_layers, start_as_identity
 from se_mm.utils import InputError
 
 from .comparison import Comparison, compare
@@ -28,6 +28,7 @@ class LoadReport(NamedTuple):
         renamed, transposed: of these, how many had another name, or another shape or order of channels.
         fresh: the model's tensors that keep their initial values.
         left_over: the checkpoint's tensors that the model has no place for.
+        identity: whether fresh SE layers change nothing, see :func:`start_as_identity`; otherwise they are random.
     """
 
     source: str
@@ -37,9 +38,11 @@ class LoadReport(NamedTuple):
     transposed: int
     fresh: list[str]
     left_over: list[str]
+    identity: bool = False
 
     @property
     def fresh_se(self) -> bool:
+        """Whether SE layers of the model keep their initial values."""
         return any('se_layer' in name for name in self.fresh)
 
     def __str__(self) -> str:
@@ -49,7 +52,11 @@ class LoadReport(NamedTuple):
             f'{examples(self.left_over)} left over'
         ]
         if self.fresh_se:
-            lines.append('The SE layers start afresh: the network has to be trained until it is as good as without SE.')
+            lines.append(
+                'The SE layers have initial values that change nothing until they are trained.'
+                if self.identity
+                else 'The SE layers have initial values: train the network before you use it.'
+            )
         if self.format.normalisation:
             n = self.format.normalisation
             lines.append(f'The weights expect RGB images with mean={n["mean"]}, std={n["std"]} (data_preprocessor).')
@@ -103,10 +110,15 @@ def load_weights(
         raise InputError(f"init_cfg.fresh_se={fresh_se!r}: choose 'random' or 'identity'")
     found = compare(weights, model)
     _check(found, weights, model, checkpoint, strict)
-    if fresh_se == 'identity' and (weights.have_se or not any('se_layer' in name for name in found.fresh)):
-        raise InputError(
-            f"init_cfg.fresh_se='identity': checkpoint {checkpoint} has SE, or {type(model).__name__} has none"
-        )
+    if fresh_se == 'identity':
+        if weights.have_se:
+            raise InputError(f"init_cfg.fresh_se='identity': checkpoint {checkpoint} has SE layers: leave out fresh_se")
+        if not any('se_layer' in name for name in found.fresh):
+            raise InputError(
+                f"init_cfg.fresh_se='identity': this {type(model).__name__} has no SE layers: set with_se, or leave "
+                'out fresh_se'
+            )
+        identity_layers(model)  # raises before anything is loaded
     model.load_state_dict(weights.tensors, strict=False)
     if fresh_se == 'identity':
         start_as_identity(model)
@@ -118,6 +130,7 @@ def load_weights(
         transposed=weights.transposed,
         fresh=found.fresh,
         left_over=found.left_over,
+        identity=fresh_se == 'identity',
     )
 
 
@@ -149,14 +162,22 @@ def _check(found: Comparison, weights: Weights, model: nn.Module, checkpoint: st
         )
 
 
-def load_model(model: nn.Module, weights: dict[str, Tensor], path: str, *, strict: bool = True) -> None:
-    """Load weights of a whole model, which have its own names.
+def load_model(
+    model: nn.Module,
+    weights: dict[str, Tensor],
+    path: str,
+    *,
+    strict: bool = True,
+    remedy: str = 'Use the config it was trained with',
+) -> None:
+    """Load weights of a whole model, or of a module, which have its own names.
 
     Args:
         model: a detector, classifier or other model.
         weights: tensors by name.
         path: of their file, for the error.
         strict: every tensor must fit; otherwise one is enough.
+        remedy: end of the error.
 
     Raises:
         InputError: saying how many tensors do not fit, with examples.
@@ -165,7 +186,7 @@ def load_model(model: nn.Module, weights: dict[str, Tensor], path: str, *, stric
         weights = {name.removeprefix('module.'): tensor for name, tensor in weights.items()}
     expected, shapes = model.state_dict(), []
     try:
-        # Modules may rename old weights of theirs while they load, so names alone do not tell.
+        # Modules may rename old weights while they load, so names alone do not tell.
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         shapes = [line.strip() for line in str(error).splitlines() if 'size mismatch' in line]
@@ -181,5 +202,5 @@ def load_model(model: nn.Module, weights: dict[str, Tensor], path: str, *, stric
     ]
     raise InputError(
         f'checkpoint {path} is for another architecture than the config: of {len(expected)} tensors '
-        f'{", ".join(parts)}. Use the config it was trained with.'
+        f'{", ".join(parts)}. {remedy}.'
     )

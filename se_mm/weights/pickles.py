@@ -48,7 +48,7 @@ if Version(torch.__version__) >= Version('2.6'):
 
 
 class RefusedError(Exception):
-    """A file would run code when loaded."""
+    """A file would run code when loaded; the text names what."""
 
 
 _all_trusted = False
@@ -103,7 +103,10 @@ def load_torch(path: Path, unsafe_pickle: bool = False) -> object:
         return torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         if re.search('Unsupported|not allowed', str(error)):
-            raise RefusedError(str(error).splitlines()[0]) from error
+            found = re.search(r'GLOBAL (\S+)|(attribute .*) is not allowed', str(error))
+            raise RefusedError(
+                found[1] or found[2] if found else 'objects other than tensors and plain data'
+            ) from error
         raise
 
 

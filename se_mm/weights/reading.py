@@ -59,10 +59,13 @@ def _parse(path: Path, unsafe_pickle: bool) -> object:
     try:
         return parse(path, unsafe_pickle) if is_torch else parse(path)
     except RefusedError as error:
-        trusted = ' If you trust whoever wrote it, init_cfg.unsafe_pickle=True or --unsafe-pickle of the tools runs it.'
+        trusted = (
+            ' If you trust the author, use init_cfg.unsafe_pickle=True, or --unsafe-pickle of train.py, test.py or '
+            'convert_checkpoint.py.'
+        )
         raise InputError(
-            f'checkpoint {path} is refused: it holds objects other than tensors and plain data, which could run '
-            f'code when loaded ({error}). Have its state_dict saved alone.{trusted if is_torch else ""}'
+            f'checkpoint {path} is refused: it holds {error}, which could run code. Save its state_dict alone.'
+            f'{trusted if is_torch else ""}'
         ) from error
     except ImportError as error:
         raise InputError(f"checkpoint {path} needs {error.name}: pip install 'se_mm[weights]'") from error

@@ -43,6 +43,7 @@ class Weights(NamedTuple):
 
     @property
     def have_se(self) -> bool:
+        """Whether SE layers are among the backbone's tensors."""
         return any('se_layer' in name for name in self.tensors)
 
 

@@ -167,7 +167,10 @@ def test_random_weights_never_stay_frozen(tmp_path):
     path = written(tmp_path, dict(backbone=dict(type='ResNet', depth=50, frozen_stages=1)), default_scope='mmdet')
     changes, warnings, _ = changed(path)
     assert changes['model']['backbone'] == dict(type='se_mm.SEResNet', norm_eval=False, frozen_stages=-1)
-    assert 'starts at random weights; with norm_eval=False, frozen_stages=-1, or they would stay' in warnings[0]
+    assert (
+        'starts at random weights; with norm_eval=False, frozen_stages=-1, or frozen layers would stay at random'
+        in warnings[0]
+    )
 
 
 def test_init_cfg_none_can_be_inherited(tmp_path):
@@ -202,7 +205,7 @@ def test_arguments_follow_named_weights():
 
 def test_other_packages_resnets_are_refused(tmp_path):
     path = written(tmp_path, dict(backbone=dict(type='ResNet', depth=50)), default_scope='mmaction')
-    with pytest.raises(InputError, match='of mmaction, whose arguments are not known'):
+    with pytest.raises(InputError, match='of mmaction; known are the ResNets of mmdet, '):
         changed(path)
 
 

@@ -20,7 +20,8 @@ def test_values_with_dicts_are_written_as_in_a_config():
 
 
 def test_other_values_are_read_as_by_mmengine():
-    """Names without quotes, and braces in names."""
+    """Names without quotes, braces in names; but spaces stay."""
+    assert parse('a=/x y', "b='/x y'") == dict(a='/x y', b='/x y')
     assert parse('a=circle,square', 'b=[(1,2),(3,4)]', 'c=None', 'd=1e-3', 'e=x=y', 'f=epoch_{}.pth') == dict(
         a=['circle', 'square'], b=[(1, 2), (3, 4)], c=None, d=1e-3, e='x=y', f='epoch_{}.pth'
     )

@@ -321,7 +321,7 @@ def test_group_norms_are_never_frozen(root):
 def test_backbones_that_have_to_be_trained_first(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     message = problem(CONFIGS / 'faster_rcnn_se_x50_32x4d_coco.py', root)
-    assert_words(message, 'work_dirs/se_x50_32x4d_imagenet/epoch_100.pth does not exist', 'Train the backbone first')
+    assert_words(message, 'work_dirs/se_x50_32x4d_imagenet/epoch_100.pth does not exist', 'train the backbone first')
 
 
 def test_tool_prints_one_line_and_writes_nothing(run, tmp_path, tmp_path_factory):

@@ -300,13 +300,19 @@ def test_sizes_and_norms(norm, size):
         (dict(depth=50, with_se=(True, False)), ['with_se=(True, False)', 'num_stages=4']),
         (dict(depth=50, se_position='top'), ['top', "'pre'"]),
         (dict(depth=50, num_stages=3, out_indices=(2,)), ['strides=(1, 2, 2, 2)', 'num_stages=3']),
+        (
+            dict(depth=50, num_stages=2),
+            ['num_stages=2', 'strides=', 'dilations=', '2 entries', 'out_indices=', '0 to 1'],
+        ),
+        (dict(depth=50, se_cfg=dict(act_cfg=dict(type='ReLU'))), ['act_cfg=', 'two configs']),
         (dict(depth=50, out_indices=(4,)), ['out_indices=(4,)', '0 to 3']),
         (dict(depth=50, out_indices=()), ['out_indices=()', '0 to 3']),
         (dict(depth=50, frozen_stages=5), ['frozen_stages=5', '-1 to 4']),
         (dict(depth=50, style='tensorflow'), ['tensorflow', "'pytorch' or 'caffe'"]),
         (dict(depth=50, drop_path_rate=1.0), ['drop_path_rate=1.0']),
         (dict(depth=50, fused_se='cuda'), ["fused_se='cuda'", "'torch', 'triton'"]),
-        (dict(depth=50, se_ratio=0), ['se_ratio=0', '1 to 256']),
+        (dict(depth=50, se_ratio=0), ['se_ratio=0', 'from 1']),
+        (dict(depth=50, se_ratio=512), ['se_ratio=512', '1 to 256']),
         (dict(depth=18, dcn=DCN, stage_with_dcn=(True,) * 4), ['dcn', '18', '50, 101 or 152']),
         (dict(depth=18, plugins=PLUGINS[:1]), ['after_conv3', 'after_conv1']),
         (dict(depth=50, plugins=[dict(cfg=dict(type='ContextBlock', ratio=1), position='x')]), ["'x'", 'after_conv1']),
@@ -319,6 +325,26 @@ def test_mistakes_are_named_with_the_choices(kwargs, words):
     with pytest.raises(ValueError) as error:
         SEResNet(**kwargs)
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(), 'give channels'),
+        (dict(channels=64, in_channels=64), 'give channels'),
+        (dict(channels=0), 'channels=0: choose a whole number from 1'),
+        (dict(in_channels=6.5), 'channels=6.5: choose'),
+        (dict(channels=64, ratio='16'), "se_ratio='16': choose"),
+        (dict(channels=64, divisor=0), 'divisor=0: choose'),
+        (dict(channels=64, squeeze_channels=True), 'squeeze_channels=True: choose'),
+        (dict(channels=64, act_cfg=None), 'give two configs'),
+        (dict(channels=64, act_cfg=('ReLU', 'Sigmoid')), 'give two configs'),
+    ],
+    ids=str,
+)
+def test_mistakes_in_se_layers_are_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        SELayer(**kwargs)
 
 
 def test_pretrained_has_to_be_a_path():

@@ -279,7 +279,13 @@ def test_what_cannot_be_fused_is_computed_all_the_same():
     assert all(torch.equal(value, default[name]) for name, value in plain.items())
 
 
-def test_mistakes_are_named():
+def test_mistakes_are_named(monkeypatch):
+    x = torch.rand(2, 6, 3, 3)
+    with pytest.raises(ValueError, match="backend='torch': identity differs from x in shape"):
+        se_tail(x, x[:, :3], nn.BatchNorm2d(6), torch.sigmoid, 'torch')
+    monkeypatch.delenv('TRITON_INTERPRET', raising=False)
+    with pytest.raises(ValueError, match="backend='triton': Triton needs a GPU, and x is on cpu"):
+        se_tail(x, x, nn.BatchNorm2d(6), torch.sigmoid, 'triton')
     tail = tail_for((1, 6, 1, 1))
     x, identity, _ = maps((1, 6, 1, 1), torch.float32)
     with pytest.raises(ValueError, match="'cuda'.*'plain', 'torch', 'triton'"):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -57,9 +58,22 @@ def bucket(tmp_path, monkeypatch):
 def test_file_clients_of_mmengine(bucket):
     torch.save(SEResNet(18).state_dict(), bucket / 'weights.pth')
     assert load_backbone(SEResNet(18), 'bucket://weights.pth').fresh == []
-    with pytest.raises(InputError, match='bucket://missing.pth is not in the cache and cannot be downloaded'):
+    with pytest.raises(InputError, match=r'bucket://missing.pth cannot be copied \(.*\): give the path'):
         fetch('bucket://missing.pth')
     assert not list((bucket.parent / 'hub').rglob('*.partial'))
+
+
+def test_rewritten_checkpoints_are_copied_again(bucket, monkeypatch):
+    """But once for processes that started before the copy was made."""
+
+    def fetched():
+        return torch.load(fetch('bucket://weights.pth'))['a'].item()
+
+    for value, expected in ((1, 1), (2, 1)):
+        torch.save(dict(a=torch.tensor(value)), bucket / 'weights.pth')
+        assert fetched() == expected
+    monkeypatch.setattr('se_mm.weights.download.STARTED', time.time() + 1)
+    assert fetched() == 2
 
 
 def test_unsafe_pickle_works_inside_the_tools(tmp_path):

@@ -41,7 +41,7 @@ def released_arguments(name):
 
 
 @pytest.mark.parametrize('name', IN_TIMM)
-def test_networks_of_timm_with_the_published_arguments(name, tmp_path):
+def test_networks_of_timm_with_the_released_arguments(name, tmp_path):
     theirs = randomise(timm.create_model(name.partition('.')[0]))
     path = save_weights(theirs.state_dict(), tmp_path / 'weights.safetensors')
     assert_same_features(theirs, loaded(path, **released_arguments(name)))
@@ -52,7 +52,7 @@ def build_empty(arguments):
         return MODELS.build(dict(arguments, type=f'se_mm.{arguments["type"]}'))
 
 
-def test_published_arguments():
+def test_released_arguments():
     """Every entry can be built, and those of timm are what their weights are found to need."""
     names = [entry['checkpoint'] for entry in RELEASED]
     in_timm = {name.removeprefix('timm://') for name in names if 'timm://' in name}
@@ -120,7 +120,8 @@ def test_plain_networks(make, arguments, tmp_path):
     assert report.fresh_se and 'start afresh' in str(report)
     assert all('se_layer' in name for name in report.fresh)
     assert report.left_over in ([], ['fc.weight', 'fc.bias'])
-    load_backbone(ours, str(path), fresh_se='identity')
+    assert 'train the network before you use it' in str(report)
+    assert 'that change nothing until' in str(load_backbone(ours, str(path), fresh_se='identity'))
     assert_same_features(theirs, ours)
 
 
@@ -200,7 +201,7 @@ def test_misfits_say_what_to_set(name, arguments, words, tmp_path):
     model = MODELS.build(dict(dict(type='se_mm.SEResNet', depth=50), **arguments))
     with pytest.raises(InputError) as caught:
         load_backbone(model, str(path))
-    assert 'weights.pth' in str(caught.value)
+    assert 'weights.pth' in str(caught.value) and 'is None' not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
 
@@ -276,7 +277,7 @@ def test_variants_and_stages_are_found():
     'make, words',
     [
         (lambda: SEResNet(50, se_cfg=dict(variant='bump')), "se_cfg={'variant': 'bump'}"),
-        (lambda: SEResNet(18), 'se_cfg={} (its own is divisor=8)'),
+        (lambda: SEResNet(18), 'se_cfg={} (timm rounds squeezed widths to multiples of 8)'),
         (lambda: SEResNet(50, se_ratio=8), 'se_ratio=8'),
         (lambda: SEResNet(50, with_se=(True, True, True, False)), 'with_se=(True, True, True, False)'),
         (lambda: SEResNet(50, norm_cfg=dict(type='GN', num_groups=32), norm_eval=False), 'norms other than batch norm'),

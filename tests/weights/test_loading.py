@@ -65,9 +65,10 @@ def test_offline(checkpoint, words, tmp_path):
             'timm://seresnet50.nobodys',
             r"timm has no weights named 'seresnet50\.nobodys'; similar: .*seresnet50\.a1_in1k",
         ),
-        ('timm://seresnextaa101d_32x8d.ah_in1k', 'no network here smooths before its strides'),
+        ('timm://seresnextaa101d_32x8d.ah_in1k', 'this network smooths its maps before strides'),
         ('timm://nothing', "timm has no weights named 'nothing'; similar: none"),
-        ('mmcls://nothing', 'MMEngine knows no such name, but .*se-resnet50'),
+        ('mmcls://se-resnet5', r'MMEngine knows no such name; of its \d+ names similar are se-resnet50'),
+        ('mmcls://nothing', 'similar are '),
         ('s4://bucket/file', 'unknown scheme, known are .*s3://, timm://, torchvision://.*; or give a file'),
     ],
 )
