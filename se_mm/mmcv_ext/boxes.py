@@ -5,8 +5,6 @@ A box is ``x2 - x1 + offset`` wide: offset 1 is the older convention, in which x
 
 from __future__ import annotations
 
-import struct
-
 import torch
 from torch import Tensor
 
@@ -20,11 +18,13 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     boxes = wide(boxes)
     if offset:
         boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
-    # Two things to decide as mmcv does: the order of equal scores is that of torch's unstable sort, and thresholds
-    # are float32 numbers (an IoU of exactly 0.3 is above the double 0.3).
+    # Two things to decide as mmcv does. Equal scores have the order of torch's unstable sort.
     order = scores.sort(descending=True)[1]
     ranks = torch.arange(boxes.shape[0], 0, -1, dtype=boxes.dtype, device=boxes.device)
-    (threshold,) = struct.unpack('f', struct.pack('f', iou_threshold))
+    # And the threshold has float32's 24 bits: an IoU of exactly 0.3 is above the double 0.3. Rounded by Veltkamp's
+    # splitting, which torch.compile traces.
+    scaled = iou_threshold * (2**29 + 1)
+    threshold = scaled - (scaled - iou_threshold)
     return order[torch.ops.torchvision.nms(boxes[order], ranks, threshold)]
 
 
