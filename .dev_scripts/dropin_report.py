@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-import se_mm  # noqa: F401  registers the backbones
+import se_mm.mmcv_ext  # noqa: F401  registers the backbones; operators, where mmcv has none
 from se_mm.conversion.twins import backbones, twin_backbone
 from se_mm.engine import guard
 from se_mm.utils import InputError, installed_versions, write_json, written_whole

@@ -9,6 +9,7 @@ import torch
 if not torch.cuda.is_available():  # has to be set before Triton is imported
     os.environ['TRITON_INTERPRET'] = '1'
 
+import se_mm.mmcv_ext  # noqa: E402, F401  operators, where mmcv has none
 from se_mm.datasets.drawn import write_scenes, write_shapes  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]

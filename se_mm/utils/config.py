@@ -170,11 +170,13 @@ def use_scope(cfg: Config) -> None:
         raise InputError(f'{cfg.filename}: default_scope={scope!r}, these tools run {" and ".join(SCOPES)} configs')
     module = 'mmcv.ops' if scope == 'mmdet' else scope
     try:
+        if scope == 'mmdet':
+            from .. import mmcv_ext  # noqa: F401  operators, where mmcv has none
         importlib.import_module(scope)
         importlib.import_module(module)
     except ImportError as error:
         remedy = (
-            "mmcv's compiled operators do not load: install a full mmcv (not mmcv-lite) compiled for this torch"
+            "mmcv's compiled operators do not load: compile mmcv for this torch, or install it without operators"
             if module == 'mmcv.ops' and scope not in str(error)
             else f'{scope} does not import: install it, e.g. with pip install "se_mm[onedl]"'
         )
@@ -184,8 +186,8 @@ def use_scope(cfg: Config) -> None:
 
         if get_compiling_cuda_version() == 'not available':
             raise InputError(
-                'a GPU is visible, but mmcv was compiled without its CUDA operators: compile it with nvcc, '
-                'or set CUDA_VISIBLE_DEVICES= to run on the CPU'
+                'a GPU is visible, but mmcv or torchvision was compiled without its CUDA operators: install one that '
+                'has them, or set CUDA_VISIBLE_DEVICES= to run on the CPU'
             )
     init_default_scope(scope)
 

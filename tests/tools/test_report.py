@@ -43,7 +43,7 @@ def test_page_of_work_dirs(run, shapes, scenes, tmp_path):
     names = [network['config'] for network in json.loads((tmp_path / 'out' / 'page.json').read_text())]
     assert names == ['faster_rcnn_r18_shapes', 'r18_scenes', 'se_r18_scenes']
     page = (tmp_path / 'out' / 'page.html').read_text()
-    assert 'report.py runs faster_rcnn_r18_shapes &#39;runs/r18*&#39; -o out/page.html' in page
+    assert ' runs faster_rcnn_r18_shapes &#39;runs/r18*&#39; -o out/page.html' in page
     assert all(f'<title>{names[0]}' in page or name in page for name in names)
 
 

@@ -77,7 +77,7 @@ def test_converted_plain_weights_say_that_se_is_fresh(run, tmp_path):
     [
         (['missing.pth', 'b.pth'], 'checkpoint missing.pth does not exist'),
         (['a.pth', 'a.pth'], 'a.pth is the file to convert: give another name'),
-        (['a.pth', 'b.pth'], 'a.pth: the names of its tensors are of no format known here'),
+        (['a.pth', 'b.pth'], 'a.pth: the names of its tensors are of no known format; known are OpenMMLab'),
         (['timm://seresnet50.nobodys', 'b.pth'], 'timm has no weights named'),
     ],
 )
@@ -218,7 +218,7 @@ def test_checkpoints_of_mmengines_file_clients(run, scenes, tmp_path):
     assert torch.equal(trained['head.fc.weight'], state['head.fc.weight'])
     code, output = run(*tool('test', 'mine.py', 's3://bucket/a.pth', *data(scenes)), **env)
     assert code == 0, output
-    for name, words in (('other.pth', 'another architecture'), ('no.pth', 'cannot be downloaded')):
+    for name, words in (('other.pth', 'another architecture'), ('no.pth', 'cannot be copied')):
         code, output = run(*tool('test', 'mine.py', f's3://bucket/{name}', *data(scenes)), **env)
         assert code == 1 and words in output.splitlines()[-1] and 'Traceback' not in output, output
 
