@@ -82,3 +82,37 @@ def retinanet_options(shapes):
             f'{loader}_dataloader.persistent_workers=False',
         ]
     return [*options, *(f'{kind}_evaluator.ann_file={shapes}/annotations/val.json' for kind in ('val', 'test'))]
+
+
+def use_operators(extension, monkeypatch):
+    """Let mmcv.ops call an extension."""
+    import mmcv.ops  # noqa: F401
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith('mmcv.ops.') and hasattr(module, 'ext_module'):
+            monkeypatch.setattr(module, 'ext_module', extension)
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """mmcv.ops with the stand-in, whatever this mmcv has."""
+    use_operators(se_mm.mmcv_ext, monkeypatch)
+
+
+@pytest.fixture
+def both(monkeypatch):
+    """A function's results with mmcv's compiled operators and with the stand-in."""
+    from mmcv import _ext
+
+    if _ext is se_mm.mmcv_ext:
+        pytest.skip('mmcv has no compiled operators to compare with')
+
+    def run(function):
+        results = []
+        for extension in (_ext, se_mm.mmcv_ext):
+            with monkeypatch.context() as patch:
+                use_operators(extension, patch)
+                results.append(function())
+        return results
+
+    return run

@@ -35,7 +35,7 @@ def roi_align_forward(
     """RoIAlign, https://arxiv.org/abs/1703.06870: the average or maximum of points between the pixels.
 
     A bin has sampling_ratio points each way, with 0 as many as it has pixels. aligned shifts the RoIs by half a pixel,
-    since a pixel's centre has whole numbers here. argmax_y and argmax_x get the coordinates of maxima.
+    since pixels have their centres at whole numbers. argmax_y and argmax_x get the coordinates of maxima.
     """
     maps, rois = wide(input), wide(rois)
     if pool_mode != MAX:
@@ -93,6 +93,7 @@ def roi_pool_forward(
     It is not torchvision's, which rounds a RoI to whole pixels before it is divided: mmcv rounds each bin.
     """
     argmax.fill_(-1)
+    rois = wide(rois)
     pooled = rois.new_tensor([pooled_height, pooled_width])
     start = rois[:, [2, 1]] * spatial_scale
     size = (rois[:, [4, 3]] + 1) * spatial_scale - start

@@ -65,7 +65,8 @@ class TestInstallation:
         """Also for an operator that only GPUs need elsewhere."""
         tool = Path(__file__).resolve().parents[2] / 'tools' / 'train.py'
         config = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
-        options = ['model.backbone.init_cfg=None', *retinanet_options]
+        learning = ['model.backbone.frozen_stages=-1', 'model.backbone.norm_eval=False']
+        options = ['model.backbone.init_cfg=None', *learning, *retinanet_options]
         code, output = run(sys.executable, tool, config, '--cfg-options', *options, PYTHONPATH=pure_mmcv)
         assert code == 0, output
         assert LINE in output and 'Saving checkpoint at 1 epochs' in output
