@@ -18,6 +18,7 @@ can be imported again now; but a library that caught the failure goes on without
 from __future__ import annotations
 
 # ruff: noqa: F401  the names of mmcv._ext
+import os
 import sys
 from importlib.util import find_spec
 from typing import NoReturn
@@ -66,7 +67,7 @@ COMPILED = (
 
 
 def install() -> None:
-    """Let ``mmcv.ops`` call this package, and say so once, if mmcv has no compiled operators.
+    """Let ``mmcv.ops`` call this package if mmcv has no compiled operators; the first process says so, once.
 
     Raises:
         ModuleNotFoundError: mmcv is not installed.
@@ -76,7 +77,9 @@ def install() -> None:
         from mmengine.logging import print_log
 
         mmcv._ext = sys.modules['mmcv._ext'] = sys.modules[__name__]
-        print_log(f'mmcv has no compiled operators: torchvision {torchvision.__version__} stands in', logger='current')
+        if os.environ.get('RANK', '0') == '0':
+            line = f'mmcv has no compiled operators: torchvision {torchvision.__version__} stands in'
+            print_log(line, logger='current')
 
 
 def get_compiler_version() -> str:
