@@ -12,12 +12,13 @@ Importing this package installs it. It has to be imported before mmdet::
     import se_mm.mmcv_ext  # in a program, before mmdet.apis
 
 Nothing happens where mmcv has compiled operators. ``mmcv.ops`` that was imported before has them, or it failed and
-can be imported again now; but a library that caught the failure goes on without the operators.
+can be imported again now; but a library that caught the failure, as mmdet does, goes on without the operators.
 """
 
 from __future__ import annotations
 
 # ruff: noqa: F401  the names of mmcv._ext
+import logging
 import os
 import sys
 from importlib.util import find_spec
@@ -80,6 +81,9 @@ def install() -> None:
         if os.environ.get('RANK', '0') == '0':
             line = f'mmcv has no compiled operators: torchvision {torchvision.__version__} stands in'
             print_log(line, logger='current')
+            if 'mmdet.structures' in sys.modules:
+                late = 'mmdet was imported before and goes on without them: import se_mm.mmcv_ext first'
+                print_log(late, logger='current', level=logging.WARNING)
 
 
 def get_compiler_version() -> str:

@@ -55,6 +55,12 @@ class TestInstallation:
         assert code == 0, output
         assert LINE in output
 
+    def test_too_late_an_import_warns(self, run, pure_mmcv):
+        program = 'import mmdet.structures, se_mm.mmcv_ext'
+        code, output = run(sys.executable, '-c', program, PYTHONPATH=pure_mmcv)
+        late = 'WARNING - mmdet was imported before and goes on without them: import se_mm.mmcv_ext first'
+        assert code == (0 if late in output else 1), output  # the original mmdet does not import at all
+
     def test_nothing_happens_where_operators_are_compiled(self, run, pure_mmcv):
         folder = Path(pure_mmcv.partition(':')[0], 'mmcv')
         (folder / '_ext.py').write_text('def __getattr__(name):\n    return name')
