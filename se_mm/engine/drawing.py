@@ -64,6 +64,8 @@ class DrawInChild(Hook):
 
 def _start(setup: dict, metainfo: dict, where: dict) -> None:
     global _hook, _runner
+    from se_mm import mmcv_ext  # noqa: F401  operators, where mmcv has none: in this process too, before mmdet
+
     if setup['imports']:
         import_modules_from_strings(**setup['imports'])
     init_default_scope(setup['scope'])

@@ -12,12 +12,14 @@ Importing this package installs it. It has to be imported before mmdet::
     import se_mm.mmcv_ext  # in a program, before mmdet.apis
 
 Nothing happens where mmcv has compiled operators. ``mmcv.ops`` that was imported before has them, or it failed and
-can be imported again now; but a library that caught the failure goes on without the operators.
+can be imported again now; but a library that caught the failure, as mmdet does, goes on without the operators.
 """
 
 from __future__ import annotations
 
 # ruff: noqa: F401  the names of mmcv._ext
+import logging
+import os
 import sys
 from importlib.util import find_spec
 from typing import NoReturn
@@ -66,7 +68,7 @@ COMPILED = (
 
 
 def install() -> None:
-    """Let ``mmcv.ops`` call this package, and say so once, if mmcv has no compiled operators.
+    """Let ``mmcv.ops`` call this package if mmcv has no compiled operators; the first process says so, once.
 
     Raises:
         ModuleNotFoundError: mmcv is not installed.
@@ -76,7 +78,12 @@ def install() -> None:
         from mmengine.logging import print_log
 
         mmcv._ext = sys.modules['mmcv._ext'] = sys.modules[__name__]
-        print_log(f'mmcv has no compiled operators: torchvision {torchvision.__version__} stands in', logger='current')
+        if os.environ.get('RANK', '0') == '0':
+            line = f'mmcv has no compiled operators: torchvision {torchvision.__version__} stands in'
+            print_log(line, logger='current')
+            if 'mmdet.structures' in sys.modules:
+                late = 'mmdet was imported before and goes on without them: import se_mm.mmcv_ext first'
+                print_log(late, logger='current', level=logging.WARNING)
 
 
 def get_compiler_version() -> str:

@@ -65,6 +65,8 @@ def load_config(config: str | os.PathLike, options: dict | None = None, work_dir
     """
     path, options = config_path(config), options or {}
     try:
+        from .. import mmcv_ext  # noqa: F401  operators, where mmcv has none: in every process, before mmdet
+
         cfg = Config.fromfile(path)
     except Exception as error:
         # A config is a program: it can fail in any way.
