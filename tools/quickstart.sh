@@ -4,8 +4,6 @@
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 "$root/tools/setup_env.sh"
-venv="$root/.venv${STACK:+-$STACK}"
-export PATH="$venv/bin:$PATH"
-if [ "$(cat "$venv/.device")" = cpu ]; then export CUDA_VISIBLE_DEVICES=''; fi
+export PATH="$root/.venv${STACK:+-$STACK}${MMCV_WITH_OPS:+-ops}/bin:$PATH"
 cd "$root"
 exec python tools/quickstart.py "$@"

@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
 # Set up the virtual environment, then lint and test. Arguments go to pytest.
-# STACK=openmmlab tests beside the original OpenMMLab packages (see setup_env.sh).
+# STACK=openmmlab tests beside the original OpenMMLab packages, MMCV_WITH_OPS=1 with mmcv's own operators (see
+# setup_env.sh).
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 "$root/tools/setup_env.sh"
-venv="$root/.venv${STACK:+-$STACK}"
-export PATH="$venv/bin:$PATH"
-if [ "$(cat "$venv/.device")" = cpu ]; then export CUDA_VISIBLE_DEVICES=''; fi
+export PATH="$root/.venv${STACK:+-$STACK}${MMCV_WITH_OPS:+-ops}/bin:$PATH"
 cd "$root"
 python -m ruff check .
 python -m ruff format --check .
