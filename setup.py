@@ -64,8 +64,7 @@ setup(
             'onedl-mmcv>=2.3.0,<2.4',
             'onedl-mmdetection>=3.5.0,<4.0',
             'onedl-mmpretrain>=1.3.0,<2.0',
-            'torch<2.14',  # newer ones need a C++ standard that no mmcv is compiled with
-            'torchvision',
+            'torchvision>=0.20',  # operators of detectors, where mmcv has none compiled
             'pycocotools>=2.0.7',
             'setuptools',  # distutils, which Python 3.12 lacks and mmengine imports
             'rich',  # tables and progress of the tools
@@ -79,7 +78,7 @@ setup(
             'torchvision',
             'numpy>=1.26,<2',
             'mmengine>=0.10.4,<0.10.8',
-            'mmcv>=2.0.1,<2.2',
+            'mmcv-lite>=2.0.1,<2.2',  # mmcv without compiled operators: its setup fails with today's setuptools
             'mmdet>=3.3.0,<3.4',
             'mmpretrain>=1.2.0,<1.3',
             'pycocotools>=2.0.7',
