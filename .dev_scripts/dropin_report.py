@@ -250,6 +250,8 @@ def main():
 
 def report(args, console, total, results):
     """Print the table; write what --markdown and --json ask for."""
+    from mmcv.ops import get_compiler_version  # there since se_mm.mmcv_ext
+
     rows = [[row[key] for key in COLUMNS[:3]] + [row[key] or 'works' for key in COLUMNS[3:]] for row in results]
     table = Table(*COLUMNS)
     for row in rows:
@@ -265,7 +267,8 @@ def report(args, console, total, results):
     versions = installed_versions()
     if args.markdown:
         installed = ', '.join(f'{name} {version}' for name, version in versions.items())
-        lines = [summary, '', f'On a CPU, {installed}.', '']
+        operators = f"Compiler of mmcv's operators: {get_compiler_version()}."
+        lines = [summary, '', f'On a CPU, {installed}. {operators}', '']
         lines += [f'| {" | ".join(COLUMNS)} |', '| --- ' * len(COLUMNS) + '|']
         lines += ['| ' + ' | '.join(cell.replace('|', '/') for cell in row) + ' |' for row in rows]
         with written_whole(args.markdown) as temporary:

@@ -11,10 +11,13 @@ if not torch.cuda.is_available():  # has to be set before Triton is imported
 
 import se_mm.mmcv_ext  # noqa: E402, F401  operators, where mmcv has none
 from se_mm.datasets.drawn import write_scenes, write_shapes  # noqa: E402
+from se_mm.engine.checks import check_compiler  # noqa: E402
+from se_mm.utils import InputError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / 'configs'
 TOOLS = ROOT / 'tools'
+COMPARED = pytest.StashKey[int]()
 
 
 def config_files():
@@ -84,6 +87,37 @@ def retinanet_options(shapes):
     return [*options, *(f'{kind}_evaluator.ann_file={shapes}/annotations/val.json' for kind in ('val', 'test'))]
 
 
+@pytest.fixture
+def needs_compiler():
+    """Skip the test where torch.compile does not work on the CPU."""
+    try:
+        check_compiler("backend='inductor'")
+    except InputError as error:
+        pytest.skip(str(error))
+
+
+def compiled_operators():
+    """Those of mmcv, None if this mmcv has none."""
+    from mmcv import _ext
+
+    return None if _ext is se_mm.mmcv_ext else _ext
+
+
+@pytest.hookimpl(trylast=True)  # of the tests that -k and -m leave
+def pytest_collection_modifyitems(config, items):
+    """Leave out the tests that compare with mmcv's compiled operators where mmcv has none."""
+    if not compiled_operators():
+        compared = [item for item in items if 'both' in getattr(item, 'fixturenames', ())]
+        items[:] = [item for item in items if 'both' not in getattr(item, 'fixturenames', ())]
+        config.hook.pytest_deselected(items=compared)
+        config.stash[COMPARED] = len(compared)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if number := config.stash.get(COMPARED, 0):
+        terminalreporter.write_line(f'{number} tests left out: mmcv has no compiled operators to compare with')
+
+
 def use_operators(extension, monkeypatch):
     """Let mmcv.ops call an extension."""
     import mmcv.ops  # noqa: F401
@@ -102,14 +136,10 @@ def stand_in(monkeypatch):
 @pytest.fixture
 def both(monkeypatch):
     """A function's results with mmcv's compiled operators and with the stand-in."""
-    from mmcv import _ext
-
-    if _ext is se_mm.mmcv_ext:
-        pytest.skip('mmcv has no compiled operators to compare with')
 
     def run(function):
         results = []
-        for extension in (_ext, se_mm.mmcv_ext):
+        for extension in (compiled_operators(), se_mm.mmcv_ext):
             with monkeypatch.context() as patch:
                 use_operators(extension, patch)
                 results.append(function())

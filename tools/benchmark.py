@@ -37,6 +37,7 @@ from se_mm.analysis import (
 )
 from se_mm.analysis.cost_tables import cost_table, target_table
 from se_mm.engine import guard
+from se_mm.engine.checks import check_compiler
 from se_mm.models import SEResNet
 from se_mm.ops import se_tail
 from se_mm.utils import InputError, installed_versions
@@ -59,7 +60,9 @@ def parse_args():
         default=10,
         help='rounds that are counted; in growth more of quick ones, fewer of slow ones [10]',
     )
-    parser.add_argument('--compile', action='store_true', help='variants: also with torch.compile')
+    parser.add_argument(
+        '--compile', action='store_true', help='variants: also with torch.compile; on a CPU with a C++ compiler'
+    )
     parser.add_argument('--plot', metavar='CSV', help='measure nothing, make tables and pictures of this file')
     return parser.parse_args()
 
@@ -258,6 +261,8 @@ def processor():
 
 def measure(args, path):
     """Run the parts that were asked for and write the file."""
+    if args.compile:
+        check_compiler('--compile')
     gpu = torch.cuda.is_available()
     args.batch_size = args.batch_size or (128 if gpu else 8)
     columns = TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()

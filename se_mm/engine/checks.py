@@ -30,6 +30,9 @@ def check_config(cfg: Config, *, training: bool, checkpoint: str | None = None) 
     Raises:
         InputError: the first thing that is wrong, with its remedy.
     """
+    options = training and cfg.get('compile')  # of MMEngine's runner: True, or the arguments of torch.compile
+    if options is True or isinstance(options, dict) and options.get('backend', 'inductor') == 'inductor':
+        check_compiler('compile')
     use_scope(cfg)
     model = build_model(cfg)
     if checkpoint is not None:
@@ -40,6 +43,30 @@ def check_config(cfg: Config, *, training: bool, checkpoint: str | None = None) 
             check_frozen(cfg, model)
         check_sync_norms(cfg, model)
     check_data(cfg, ('train', 'val') if training else ('test',))
+
+
+def check_compiler(wanted_by: str) -> None:
+    """Refuse torch.compile on a CPU where there is no C++ compiler.
+
+    Args:
+        wanted_by: the option that asks for torch.compile.
+
+    Raises:
+        InputError: torch finds no compiler.
+    """
+    if torch.cuda.is_available():
+        return
+    # torch's own search: it depends on torch's version, and imports much
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise InputError(
+            f'{wanted_by}: torch.compile needs a C++ compiler on a CPU and found none: '
+            'install one (apt-get install g++) or let the environment variable CXX name one'
+        ) from error
 
 
 def check_sync_norms(cfg: Config, model: nn.Module) -> None:

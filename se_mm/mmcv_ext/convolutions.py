@@ -76,9 +76,13 @@ def modulated_deform_conv_forward(
 ) -> None:
     """Deformable convolution with a factor for each point, https://arxiv.org/abs/1811.11168; mask (N, kernel, H, W).
 
+    offset and mask may be larger than the result. mmdet's DyHead moves the points of a small map by the offsets of the
+    next larger map. Then the first numbers of each image count, as in the compiled operator.
+
     sizes are kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group and
     with_bias.
     """
+    offset, mask = (first_numbers(x, output.shape[2:]) for x in (offset, mask))
     output.copy_(torch.ops.torchvision.deform_conv2d(*modulated(input, weight, bias, offset, mask, sizes)))
 
 
@@ -98,11 +102,15 @@ def modulated_deform_conv_backward(
     grad_output: Tensor,
     **sizes: int,
 ) -> None:
+    offset, mask = (first_numbers(x, grad_output.shape[2:]) for x in (offset, mask))
     arguments = modulated(input, weight, bias, offset, mask, sizes)
     grads = torch.ops.torchvision._deform_conv2d_backward(wide(grad_output), *arguments)
     for target, grad in zip((grad_input, grad_weight, grad_offset, grad_mask, grad_bias), grads, strict=True):
-        if target is not grad_bias or sizes['with_bias']:
-            target.copy_(grad)
+        if target is grad_bias and not sizes['with_bias']:
+            continue
+        if target.shape != grad.shape:  # zeros for the numbers that do not count
+            grad = F.pad(grad.flatten(1), (0, target[0].numel() - grad[0].numel())).view(target.shape)
+        target.copy_(grad)
 
 
 def masked_im2col_forward(
@@ -240,6 +248,12 @@ def modulated(input: Tensor, weight: Tensor, bias: Tensor, offset: Tensor, mask:
         bias = input.new_zeros(len(weight))
     names = ('stride_h', 'stride_w', 'pad_h', 'pad_w', 'dilation_h', 'dilation_w', 'group', 'deformable_group')
     return [*map(wide, (input, weight, offset, mask, bias)), *(sizes[name] for name in names), True]
+
+
+def first_numbers(x: Tensor, size: torch.Size) -> Tensor:
+    """The first numbers of each image of maps (N, C, H, W), as maps (N, C, *size); maps with too few stay."""
+    few = x.shape[2:].numel() < size.numel()  # torchvision says what fits
+    return x if few else x.flatten(1)[:, : x.shape[1] * size.numel()].view(*x.shape[:2], *size)
 
 
 def split(x: Tensor, groups: int, scale: int) -> Tensor:

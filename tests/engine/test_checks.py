@@ -336,8 +336,9 @@ def test_tool_prints_one_line_and_writes_nothing(run, tmp_path, tmp_path_factory
         (['no.py'], 'error: config no.py does not exist'),
         ([CONFIGS / '_base_' / 'schedule_1x.py'], 'has no model'),
         ([DETECTOR, '--amp'], '--amp: mixed precision needs a GPU'),
+        ([DETECTOR, '--cfg-options', 'compile=True'], 'compile: torch.compile needs a C++ compiler on a CPU'),
         ([broken], 'broken.py cannot be read'),
     ):
-        code, output = run(sys.executable, TOOLS / 'train.py', *arguments)
+        code, output = run(sys.executable, TOOLS / 'train.py', *arguments, CUDA_VISIBLE_DEVICES='', CXX='no-compiler')
         assert code == 1 and words in output.strip().splitlines()[-1] and 'Traceback' not in output
     assert not list(tmp_path.iterdir())

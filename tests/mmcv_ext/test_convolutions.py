@@ -21,6 +21,12 @@ def deformable(stride, padding, dilation, groups, deform_groups, dtype=torch.flo
     return [t.to(dtype) for t in (x, offset, mask, weight, torch.randn(4, generator=generator))]
 
 
+def with_larger_offsets(sizes, dtype=torch.float32):
+    """As deformable, but offsets and masks are those of a map of four times the pixels, less a row and a column."""
+    x, *points, weight, bias = deformable(*sizes, dtype)
+    return [x, *(t.repeat_interleave(2, 2).repeat_interleave(2, 3)[..., 1:, 1:] for t in points), weight, bias]
+
+
 def with_gradients(operator, inputs, *arguments):
     inputs = [x.clone().requires_grad_() for x in inputs]
     result = operator(*inputs, *arguments)
@@ -41,6 +47,26 @@ class TestDeformableAsCompiled:
         for arguments in ([inputs, None], [[*inputs, bias]]):
             compiled, stand_in = both(lambda a=arguments: with_gradients(modulated_deform_conv2d, *a, *sizes))
             assert_close(stand_in, compiled, rtol=1e-4, atol=1e-4)
+
+    def test_offsets_and_masks_of_a_larger_map(self, both, sizes, dtype):
+        inputs = with_larger_offsets(sizes, dtype)
+        compiled, stand_in = both(lambda: with_gradients(modulated_deform_conv2d, inputs, *sizes))
+        assert_close(stand_in, compiled, rtol=1e-4, atol=1e-4)
+
+
+def test_dyhead_as_compiled(both):
+    """mmdet's DyHead gives the offsets of a level to the convolutions of the next smaller and larger level too."""
+    from mmdet.models import DyHead
+
+    torch.manual_seed(0)
+    neck = DyHead(16, 16, 2, zero_init_offset=False)
+    levels = [torch.randn(2, 16, *size) for size in ((13, 18), (7, 9), (4, 5))]
+
+    def run():
+        return with_gradients(lambda *maps: torch.cat([level.flatten() for level in neck(maps)]), levels)
+
+    compiled, stand_in = both(run)
+    assert_close(stand_in, compiled, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.usefixtures('stand_in')
@@ -76,6 +102,24 @@ class TestDeformable:
         (alone,) = torch.autograd.grad(result.square().sum(), inputs[2:], retain_graph=True)
         assert_close(alone, full[2])
         assert not torch.allclose(torch.autograd.grad(result.sum(), inputs[2:])[0], alone)
+
+    @pytest.mark.parametrize('sizes', SIZES, ids=str)
+    def test_of_larger_offsets_and_masks_the_first_numbers_count(self, sizes):
+        x, offset, mask, weight, bias = with_larger_offsets(sizes)
+        size = F.conv2d(x, weight, None, *sizes[:4]).shape[2:]
+        first = [t.flatten(1)[:, : t.shape[1] * size.numel()].view(*t.shape[:2], *size) for t in (offset, mask)]
+        expected = with_gradients(modulated_deform_conv2d, [x, *first, weight, bias], *sizes)
+        result = with_gradients(modulated_deform_conv2d, [x, offset, mask, weight, bias], *sizes)
+        for i, counted in enumerate(first, 2):
+            flat = result[i].flatten(1)
+            result[i] = flat[:, : counted[0].numel()].view(counted.shape)
+            assert not flat[:, counted[0].numel() :].any()
+        assert_close(result, expected)
+
+    def test_too_few_offsets(self):
+        x, offset, mask, weight, bias = deformable(*SIZES[0])
+        with pytest.raises(RuntimeError, match='offset output dims'):
+            modulated_deform_conv2d(x, offset[..., 1:], mask, weight, bias, *SIZES[0])
 
     @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
     def test_half_precision_offsets_of_autocast(self, dtype):

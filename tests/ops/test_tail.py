@@ -298,6 +298,7 @@ def test_mistakes_are_named(monkeypatch):
         tail(x, identity, 'torch')
 
 
+@pytest.mark.usefixtures('needs_compiler')
 @pytest.mark.parametrize('mode', ['train', 'eval'])
 def test_compiled_without_graph_breaks(mode):
     shape = (3, 8, 5, 7)

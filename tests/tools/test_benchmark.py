@@ -38,6 +38,13 @@ def test_targets_and_variants(run, tmp_path):
     assert all((tmp_path / 'results' / name).read_bytes().startswith(b'\x89PNG') for name in names[1:])
 
 
+def test_compiling_without_a_compiler(run, tmp_path):
+    command = sys.executable, TOOLS / 'benchmark.py', '--parts', 'variants', '--compile'
+    code, output = run(*command, CUDA_VISIBLE_DEVICES='', CXX='no-compiler')
+    assert code == 1 and output.splitlines()[-1].startswith('error: --compile: torch.compile needs a C++ compiler')
+    assert 'Traceback' not in output and not list(tmp_path.iterdir())
+
+
 def test_all_networks_return_one_map():
     tool = runpy.run_path(str(TOOLS / 'benchmark.py'))
     networks = tool['networks_here'](50) | tool['networks_elsewhere'](50)
