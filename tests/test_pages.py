@@ -9,6 +9,8 @@ import pytest
 import torch
 from conftest import ROOT, TOOLS
 
+from se_mm.weights import read_checkpoint
+
 
 @pytest.fixture
 def run_page(run, tmp_path):
@@ -40,7 +42,7 @@ def test_pretrain(run_page, tmp_path):
     output = run_page('pretrain')
     assert 'Epoch(val) [1]' in output.partition('detect.py')[2]
     first, then = (
-        torch.load(path, weights_only=False)['state_dict']
+        read_checkpoint(path)['state_dict']
         for path in (next((tmp_path / 'pretrained').iterdir()), tmp_path / 'work_dirs' / 'detect' / 'epoch_1.pth')
     )
     kept = [key for key in then if key.startswith(('backbone.conv1.', 'backbone.layer1.'))]

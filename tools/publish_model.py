@@ -1,6 +1,6 @@
 """Write a checkpoint for release: the weights and their config only, with 8 digits of their SHA-256 in the name.
 
-Optimizer, schedules and logs are left out. OUT.pth becomes OUT-<hash>.pth; .safetensors is written as such.
+Optimizer, schedules and logs are left out. OUT.safetensors becomes OUT-<hash>.safetensors; other names are written as torch does.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from se_mm.weights import read_checkpoint
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('in_file', help='checkpoint of training')
-    parser.add_argument('out_file', help='file to write, .pth or .safetensors')
+    parser.add_argument('out_file', help='file to write, .safetensors or .pth')
     return parser.parse_args()
 
 

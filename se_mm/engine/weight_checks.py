@@ -15,6 +15,7 @@ from se_mm.models.base import Backbone
 from se_mm.utils import InputError
 from se_mm.utils.config import config_parts, is_pretrained, type_name
 from se_mm.weights import LoadReport, load_backbone, load_model, loading_arguments, read_checkpoint, recognise
+from se_mm.weights.pickles import warn_of_attacks
 
 
 def check_checkpoint(path: str, model: nn.Module, *, training: bool, resume: bool) -> None:
@@ -122,6 +123,8 @@ def _try_weights(init_cfg: dict, checkpoint: str, module: nn.Module | None) -> L
         if module is not None and not getattr(module, 'convert_weights', False):  # which renames them
             remedy = f"Set init_cfg.prefix to what stands before the module's names, e.g. 'neck.' (is {prefix!r})"
             load_model(module, weights, checkpoint, strict=False, remedy=remedy)
+    elif not checkpoint.endswith('.safetensors'):
+        warn_of_attacks(checkpoint)  # MMEngine will read the file
     return None
 
 

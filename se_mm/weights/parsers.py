@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .pickles import PlainUnpickler, load_torch
+from .pickles import PickledArray, PlainUnpickler, load_torch
 
 
 def parse_safetensors(path: Path) -> dict:
@@ -36,8 +36,8 @@ def parse_safetensors(path: Path) -> dict:
 def parse_paddle(path: Path) -> dict[str, Tensor]:
     """A PaddlePaddle .pdparams file: a pickled dict of arrays."""
     with path.open('rb') as file:
-        arrays = PlainUnpickler(file).load()
-    return {name: torch.from_numpy(array) for name, array in arrays.items() if isinstance(array, np.ndarray)}
+        content = PlainUnpickler(file).load()
+    return {name: torch.from_numpy(value.array) for name, value in content.items() if isinstance(value, PickledArray)}
 
 
 TORCH_LEGACY = pickle.dumps(0x1950A86A20F9469CFC6C, 2)[:14]  # the number that torch.save wrote before zip files

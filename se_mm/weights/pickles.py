@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import _codecs
 import logging
 import os
 import pickle
 import re
+import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +30,23 @@ def _read_attribute(owner: type, name: str) -> object:
 _read_attribute.__module__, _read_attribute.__qualname__ = 'builtins', 'getattr'
 _read_attribute.__name__ = 'getattr'
 
+DTYPES = 'b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 c8 c16'.split()
+
+
+def _plain_dtype(name: str, align: bool = False, copy: bool = False) -> np.dtype:
+    """Called for ``numpy.dtype``: NumPy's one dtype of these numbers, which a pickle cannot change.
+
+    A copy could be changed by ``__setstate__`` so that NumPy takes bytes of the file for addresses of objects. The
+    numbers beside the weights are read in this machine's byte order.
+    """
+    if name not in DTYPES:
+        raise pickle.UnpicklingError(f'dtype {name!r} is not allowed')
+    return np.dtype(name)
+
+
+_plain_dtype.__module__, _plain_dtype.__qualname__ = 'numpy', 'dtype'
+_plain_dtype.__name__ = 'dtype'
+
 # What MMEngine writes beside the weights: its training log and the state of its random generators.
 SAFE_GLOBALS = [
     HistoryBuffer,
@@ -35,7 +55,7 @@ SAFE_GLOBALS = [
     _reconstruct,
     scalar,
     np.ndarray,
-    np.dtype,
+    _plain_dtype,
     *(type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'uint32', 'uint8')),
 ]
 if Version(torch.__version__) >= Version('2.6'):
@@ -51,7 +71,29 @@ class RefusedError(Exception):
     """A file would run code when loaded; the text names what."""
 
 
-_all_trusted = False
+# Ways to run code from a crafted file in spite of weights_only=True, and the first torch without them. torch 2.6 hands
+# no such file to torch.jit.load or to its reader of tar files; 2.10 checks what a pickle changes, and storages.
+ATTACKS = {'CVE-2025-32434': '2.6', 'CVE-2026-24747': '2.10'}
+
+_all_trusted = _warned = False
+
+
+def warn_of_attacks(checkpoint: str | os.PathLike) -> None:
+    """Warn, once in a process, if the installed torch can be attacked by the pickle that it is to read.
+
+    Every pickle counts as of unknown origin: neither a file's folder nor 8 digits of a hash tell who wrote the file.
+    """
+    global _warned
+    known = [name for name, mended in ATTACKS.items() if Version(torch.__version__) < Version(mended)]
+    if known and not _warned:
+        _warned = True
+        print_log(
+            f'checkpoint {checkpoint} is a pickle, and torch {torch.__version__} has {" and ".join(known)}: reading a '
+            'crafted pickle can run code. Install torch 2.10 or newer, use a .safetensors file, or read only files '
+            'whose authors you trust',
+            logger='current',
+            level=logging.WARNING,
+        )
 
 
 def refuse_code() -> None:
@@ -91,38 +133,71 @@ def load_torch(path: Path, unsafe_pickle: bool = False) -> object:
         unsafe_pickle: let the file run whatever code it holds.
 
     Raises:
-        RefusedError: the file holds objects other than tensors and plain data.
+        RefusedError: the file holds a program, or objects other than tensors and plain data.
     """
     with path.open('rb') as file:
         mmap = file.read(2) == b'PK'
     if unsafe_pickle or _all_trusted:
         with _code_allowed():
             return torch.load(path, map_location='cpu', weights_only=False, mmap=mmap)
+    warn_of_attacks(path)
+    if mmap:
+        with zipfile.ZipFile(path) as file:
+            if any(name.partition('/')[2] == 'constants.pkl' for name in file.namelist()):
+                raise RefusedError('a TorchScript program')
     torch.serialization.add_safe_globals(SAFE_GLOBALS)  # for good: MMEngine will read the same file
     try:
         return torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         if re.search('Unsupported|not allowed', str(error)):
-            found = re.search(r'GLOBAL (\S+)|(attribute .*) is not allowed', str(error))
+            found = re.search(r'GLOBAL (\S+)|((?:attribute|dtype) .*) is not allowed', str(error))
             raise RefusedError(
                 found[1] or found[2] if found else 'objects other than tensors and plain data'
             ) from error
         raise
 
 
+class PickledDtype:
+    """Stands in for a pickled ``numpy.dtype``."""
+
+    def __init__(self, name: str, align: bool = False, copy: bool = False) -> None:
+        if name not in DTYPES:
+            raise RefusedError(f'dtype {name!r}')
+        self.dtype = np.dtype(name)
+
+    def __setstate__(self, state: tuple) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class PickledArray:
+    """Stands in for a pickled ``numpy.ndarray``. NumPy's own trusts what a pickle says of memory.
+
+    Attributes:
+        array: its numbers, in this machine's byte order.
+    """
+
+    def __init__(self, *_: object) -> None:
+        self.array = None  # the pickle gives class, shape and dtype of an empty array first
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, kind, fortran, content = state
+        array = np.frombuffer(content, kind.dtype).reshape(shape, order='F' if fortran else 'C')
+        self.array = array.astype(kind.dtype.newbyteorder('='))
+
+
 class PlainUnpickler(pickle._Unpickler):
     """Loads dicts of arrays. In Python, since the one in C allocates whatever size a damaged file asks for."""
 
     allowed = {
-        'collections.OrderedDict',
-        '_codecs.encode',  # bytes in pickles of protocol 2
-        'numpy.ndarray',
-        'numpy.dtype',
-        'numpy.core.multiarray._reconstruct',
-        'numpy._core.multiarray._reconstruct',
+        'collections.OrderedDict': OrderedDict,
+        '_codecs.encode': _codecs.encode,  # bytes in pickles of protocol 2
+        'numpy.ndarray': None,  # the class of the array that _reconstruct is called for
+        'numpy.dtype': PickledDtype,
+        'numpy.core.multiarray._reconstruct': PickledArray,
+        'numpy._core.multiarray._reconstruct': PickledArray,
     }
 
     def find_class(self, module: str, name: str) -> object:
         if f'{module}.{name}' not in self.allowed:
             raise RefusedError(f'{module}.{name}')
-        return _reconstruct if name == '_reconstruct' else super().find_class(module, name)
+        return self.allowed[f'{module}.{name}']

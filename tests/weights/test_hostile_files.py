@@ -1,0 +1,142 @@
+"""Crafted files: what is refused, and which torch cannot refuse all of them."""
+
+import io
+import pickle
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from numpy._core.multiarray import _reconstruct
+from safetensors.torch import save_file
+from torch import nn
+
+from se_mm.engine.weight_checks import check_pretrained
+from se_mm.utils import InputError
+from se_mm.weights import pickles, read_checkpoint
+
+WEIGHTS = {'a.weight': torch.arange(6.0).reshape(2, 3)}
+
+
+class Fields:
+    """A dtype of 8 bytes that are said to hold the address of an object."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __reduce__(self):
+        sizes = (8, 1) if self.name == 'V8' else (-1, -1)
+        state = (3, '|' if self.name == 'V8' else '<', None, ('a',), {'a': (np.dtype('O'), 0)}, *sizes, 0)
+        return np.dtype, (self.name, False, True), state
+
+
+class Addresses:
+    """An array of that dtype, whose bytes are no address."""
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+
+    def __reduce__(self):
+        return _reconstruct, (np.ndarray, (0,), b'b'), (1, (1,), Fields(self.dtype), False, b'A' * 8)
+
+
+def then_set_a(content):
+    """A pickle that also sets item 'a' of what it holds: NumPy would release the object at the old address."""
+    return content[:-1] + pickle.BINUNICODE + b'\x01\0\0\0a' + pickle.NONE + pickle.SETITEM + pickle.STOP
+
+
+def write_paddle(path, dtype):
+    path.write_bytes(then_set_a(pickle.dumps(Addresses(dtype), 2)))
+
+
+def write_torch(path, dtype):
+    buffer = io.BytesIO()
+    torch.save(Addresses(dtype), buffer)
+    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(path, 'w') as new:
+        for item in old.infolist():
+            content = old.read(item)
+            new.writestr(item.filename, then_set_a(content) if item.filename.endswith('data.pkl') else content)
+
+
+@pytest.mark.parametrize('dtype', ['V8', 'f8'])
+@pytest.mark.parametrize('write', [write_paddle, write_torch])
+def test_no_bytes_become_objects(write, dtype, tmp_path):
+    write(tmp_path / 'weights', dtype)
+    script = 'import sys; from se_mm.weights import read_checkpoint; read_checkpoint(sys.argv[1])'
+    done = subprocess.run([sys.executable, '-c', script, tmp_path / 'weights'], capture_output=True, text=True)
+    assert done.returncode == 1 and 'InputError: checkpoint' in done.stderr, done  # not a crash
+
+
+def test_arrays_beside_the_weights_hold_numbers(tmp_path):
+    torch.save(dict(state_dict=WEIGHTS, meta=Addresses('f8')), tmp_path / 'a.pth')
+    with pytest.raises(InputError, match=r"a\.pth is refused: it holds dtype 'O8', which could run code"):
+        read_checkpoint(tmp_path / 'a.pth')
+
+
+@pytest.mark.parametrize('dtype', ['<f4', '>f4', '<f2', '<i8', '|b1'])
+@pytest.mark.parametrize('order', 'CF')
+def test_pickled_arrays_keep_their_values(dtype, order, tmp_path):
+    array = np.asarray(np.random.default_rng(0).integers(0, 9, (2, 3, 4)), dtype, order)
+    path = tmp_path / 'a.pdparams'
+    path.write_bytes(pickle.dumps(dict(a=array, b=array[1], c=array[0, 0, 0, None].reshape(())), protocol=2))
+    state = read_checkpoint(path)['state_dict']
+    np.testing.assert_array_equal(state['a'], array)
+    np.testing.assert_array_equal(state['b'], array[1])
+    assert state['c'].shape == () and state['c'].item() == array[0, 0, 0]
+    assert state['a'].numpy().dtype == np.dtype(dtype).newbyteorder('=')
+
+
+def test_programs_are_refused(tmp_path):
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / 'a.pth')
+    with pytest.raises(InputError, match=r'a\.pth is refused: it holds a TorchScript program, which could run code'):
+        read_checkpoint(tmp_path / 'a.pth')
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    """What is logged, as if the process had not warned yet."""
+    said = []
+    monkeypatch.setattr(pickles, '_warned', False)
+    monkeypatch.setattr(pickles, 'print_log', lambda message, **_: said.append(message))
+    return said
+
+
+@pytest.mark.parametrize(
+    'version, attacks',
+    [
+        ('2.5.1', 'CVE-2025-32434 and CVE-2026-24747'),
+        ('2.6.0', 'CVE-2026-24747'),
+        ('2.9.1+cu130', 'CVE-2026-24747'),
+        ('2.10.0', None),
+        ('2.14.1+cpu', None),
+    ],
+)
+def test_torch_that_can_be_attacked_is_named_once(version, attacks, warnings, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch, '__version__', version)
+    save_file(WEIGHTS, tmp_path / 'a.safetensors')
+    (tmp_path / 'a.pdparams').write_bytes(pickle.dumps({name: w.numpy() for name, w in WEIGHTS.items()}, protocol=2))
+    for name in ('a.safetensors', 'a.pdparams'):  # which torch does not unpickle
+        read_checkpoint(tmp_path / name)
+    assert not warnings
+    torch.save(WEIGHTS, tmp_path / 'a.pth')
+    torch.save(WEIGHTS, tmp_path / 'b.pth', _use_new_zipfile_serialization=False)
+    for name in ('b.pth', 'a.pth', 'a.pth'):
+        read_checkpoint(tmp_path / name)
+    if attacks is None:
+        assert not warnings
+    else:
+        (warning,) = warnings
+        assert f'b.pth is a pickle, and torch {version} has {attacks}: reading' in warning
+        assert 'Install torch 2.10 or newer, use a .safetensors file' in warning
+
+
+@pytest.mark.parametrize('name, expected', [('torchvision://resnet50', 1), ('https://a.b/c.safetensors', 0)])
+def test_files_that_mmengine_will_read_are_warned_of(name, expected, warnings, monkeypatch):
+    """Modules of other packages take their weights from MMEngine, which downloads them after the checks."""
+    monkeypatch.setattr(torch, '__version__', '2.9.1')
+    cfg = Config(dict(model=dict(type='Other', init_cfg=dict(type='Pretrained', checkpoint=name))))
+    check_pretrained(cfg, nn.Linear(2, 2))
+    assert len(warnings) == expected
