@@ -1,7 +1,7 @@
 """Write a checkpoint for release: the weights and their config only, with 8 digits of their SHA-256 in the name.
 
-Optimizer, schedules and logs are left out. OUT.safetensors becomes OUT-<hash>.safetensors. Files of other names are
-written as torch writes them.
+Optimizer, schedules and logs are left out. OUT.safetensors becomes OUT-<hash>.safetensors; any other suffix stands for
+the format of torch.
 """
 
 import argparse

@@ -21,6 +21,13 @@ from se_mm.weights import pickles, read_checkpoint
 WEIGHTS = {'a.weight': torch.arange(6.0).reshape(2, 3)}
 
 
+class Objects:
+    """The dtype of addresses of objects."""
+
+    def __reduce__(self):
+        return np.dtype, ('O', False, True)
+
+
 class Fields:
     """A dtype of 8 bytes that are said to hold the address of an object."""
 
@@ -29,7 +36,7 @@ class Fields:
 
     def __reduce__(self):
         sizes = (8, 1) if self.name == 'V8' else (-1, -1)
-        state = (3, '|' if self.name == 'V8' else '<', None, ('a',), {'a': (np.dtype('O'), 0)}, *sizes, 0)
+        state = (3, '|' if self.name == 'V8' else '<', None, ('a',), {'a': (Objects(), 0)}, *sizes, 0)
         return np.dtype, (self.name, False, True), state
 
 
@@ -72,7 +79,7 @@ def test_no_bytes_become_objects(write, dtype, tmp_path):
 
 def test_arrays_beside_the_weights_hold_numbers(tmp_path):
     torch.save(dict(state_dict=WEIGHTS, meta=Addresses('f8')), tmp_path / 'a.pth')
-    with pytest.raises(InputError, match=r"a\.pth is refused: it holds dtype 'O8', which could run code"):
+    with pytest.raises(InputError, match=r"a\.pth is refused: it holds dtype 'O', which could run code"):
         read_checkpoint(tmp_path / 'a.pth')
 
 
