@@ -71,6 +71,10 @@ class RefusedError(Exception):
     """A file would run code when loaded; the text names what."""
 
 
+class ProgramError(RefusedError):
+    """A file is a program, which has no weights to read even if its author is trusted."""
+
+
 # Ways to run code from a crafted file in spite of weights_only=True, and the first torch without them. torch 2.6 hands
 # no such file to torch.jit.load or to its reader of tar files; 2.10 checks what a pickle changes, and storages.
 ATTACKS = {'CVE-2025-32434': '2.6', 'CVE-2026-24747': '2.10'}
@@ -133,18 +137,19 @@ def load_torch(path: Path, unsafe_pickle: bool = False) -> object:
         unsafe_pickle: let the file run whatever code it holds.
 
     Raises:
-        RefusedError: the file holds a program, or objects other than tensors and plain data.
+        RefusedError: the file holds objects other than tensors and plain data.
+        ProgramError: the file is a TorchScript program.
     """
     with path.open('rb') as file:
         mmap = file.read(2) == b'PK'
+    if mmap:
+        with zipfile.ZipFile(path) as file:
+            if any(name.partition('/')[2] == 'constants.pkl' for name in file.namelist()):
+                raise ProgramError('a TorchScript program')
     if unsafe_pickle or _all_trusted:
         with _code_allowed():
             return torch.load(path, map_location='cpu', weights_only=False, mmap=mmap)
     warn_of_attacks(path)
-    if mmap:
-        with zipfile.ZipFile(path) as file:
-            if any(name.partition('/')[2] == 'constants.pkl' for name in file.namelist()):
-                raise RefusedError('a TorchScript program')
     torch.serialization.add_safe_globals(SAFE_GLOBALS)  # for good: MMEngine will read the same file
     try:
         return torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)

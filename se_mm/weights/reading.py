@@ -11,7 +11,7 @@ from torch import Tensor
 from se_mm.utils import InputError
 
 from .parsers import parser_of
-from .pickles import RefusedError, load_torch
+from .pickles import ProgramError, RefusedError, load_torch
 
 # Under which keys projects save weights beside other things.
 WEIGHTS_KEYS = ('state_dict', 'model', 'model_state_dict', 'net', 'state_dict_ema')
@@ -58,6 +58,10 @@ def _parse(path: Path, unsafe_pickle: bool) -> object:
     is_torch = parse is load_torch
     try:
         return parse(path, unsafe_pickle) if is_torch else parse(path)
+    except ProgramError as error:
+        raise InputError(
+            f'checkpoint {path} is refused: it holds {error}, which could run code. Ask its author for the state_dict.'
+        ) from error
     except RefusedError as error:
         trusted = (
             ' If you trust the author, use init_cfg.unsafe_pickle=True, or --unsafe-pickle of train.py, test.py or '

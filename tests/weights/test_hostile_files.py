@@ -98,8 +98,12 @@ def test_pickled_arrays_keep_their_values(dtype, order, tmp_path):
 
 def test_programs_are_refused(tmp_path):
     torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / 'a.pth')
-    with pytest.raises(InputError, match=r'a\.pth is refused: it holds a TorchScript program, which could run code'):
-        read_checkpoint(tmp_path / 'a.pth')
+    words = (
+        r'a\.pth is refused: it holds a TorchScript program, which could run code. Ask its author for the state_dict.$'
+    )
+    for trusted in (False, True):
+        with pytest.raises(InputError, match=words):
+            read_checkpoint(tmp_path / 'a.pth', unsafe_pickle=trusted)
 
 
 @pytest.fixture
