@@ -103,6 +103,12 @@ def compiled_operators():
     return None if _ext is se_mm.mmcv_ext else _ext
 
 
+def pytest_itemcollected(item):
+    """Programs take seconds to start."""
+    if 'run' in item.fixturenames:
+        item.add_marker('slow')
+
+
 @pytest.hookimpl(trylast=True)  # of the tests that -k and -m leave
 def pytest_collection_modifyitems(config, items):
     """Leave out the tests that compare with mmcv's compiled operators where mmcv has none."""

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
+import se_mm.mmcv_ext  # noqa: F401  operators, where mmcv has none: before mmdet
 from se_mm.analysis import (
     Cost,
     Measurement,

@@ -12,6 +12,7 @@ RESULTS = yaml.safe_load((CONFIGS / 'results.yml').read_text())
 
 
 @pytest.mark.parametrize('folder', ['imagenet', 'ablation'])
+@pytest.mark.slow
 def test_papers_parameters_and_gflops(folder):
     """Parameters with the digits that the paper prints; GFLOPs of ResNets within 0.5 %, of other networks within 2 %.
 

@@ -154,6 +154,7 @@ class TestCompileAndExport:
             compiled = torch.compile(Operators(), backend='eager', fullgraph=True)
             assert_close(compiled(*proposals()), Operators()(*proposals()))
 
+    @pytest.mark.slow
     def test_a_detector_compiles(self):
         model = detector()
         assert_close(losses_and_boxes(model, 'aot_eager'), losses_and_boxes(model), rtol=1e-4, atol=1e-5)

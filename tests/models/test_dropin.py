@@ -33,6 +33,7 @@ def plain_backbones(package):
 
 
 @pytest.mark.parametrize('package, configs, settings', [(mmdet, 540, 70), (mmpretrain, 58, 26)])
+@pytest.mark.slow
 def test_every_config_accepts_se(package, configs, settings):
     """Only the type is changed, and what a type like ResNetV1d stands for."""
     total, found = plain_backbones(package)

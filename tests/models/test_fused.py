@@ -156,6 +156,7 @@ def test_synchronised_norms_reverted_to_one_device_are_fused():
 
 
 @pytest.mark.parametrize('training', [True, False])
+@pytest.mark.slow
 def test_compiled_in_one_graph(training):
     fused, plain = twins(SEResNet, 18, base_channels=16, norm_eval=False)
     fused.double().train(training), plain.double().train(training)
@@ -252,6 +253,7 @@ class LastStage(SEResNet):
         return super().forward(x)[-1]
 
 
+@pytest.mark.slow
 def test_training_curves_of_se_resnet18():
     """200 steps: fused and plain in float64 coincide; in float32 both stay equally close to that curve."""
     fused, plain = twins(LastStage, 18, base_channels=8, se_ratio=4, norm_eval=False, out_indices=(3,))
@@ -289,6 +291,7 @@ def detector_losses(model, steps):
     return torch.tensor(losses, dtype=torch.float64)
 
 
+@pytest.mark.slow
 def test_training_curves_of_faster_rcnn_with_frozen_batch_norm():
     """Fused and plain stay as close as plain does to itself with other convolution algorithms."""
     config = Path(__file__).resolve().parents[2] / 'configs' / 'quickstart' / 'faster_rcnn_se_r18_shapes.py'

@@ -99,6 +99,7 @@ def state_dict_of(network, net):
 
 
 @pytest.mark.parametrize('name', NETWORKS)
+@pytest.mark.slow
 def test_equal_to_the_released_network(name):
     """All stages of an image of odd size, and of one of 224 all stages and the classifier."""
     make, stage_ends = NETWORKS[name]

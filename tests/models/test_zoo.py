@@ -102,6 +102,7 @@ def test_autocast_keeps_close(name):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
+@pytest.mark.slow
 def test_compiled_in_one_graph_and_traced(name):
     torch.compiler.reset()  # all networks share one forward, which may be compiled a few times only
     model = build(name).double().eval()
@@ -200,6 +201,7 @@ def test_layers_rise_with_depth(name):
     assert model.get_layer_depth('stem.0.weight')[0] == 0
 
 
+@pytest.mark.slow
 def test_training_lowers_a_loss_and_reaches_all_parameters(name):
     model = build(name, se_ratio=4).train()
     head = nn.LazyLinear(4)

@@ -98,6 +98,7 @@ SHAPES = [(4, 12, 1, 1), (1, 6, 5, 3), (3, 20, 7, 7), (2, 33, 14, 9), (2, 2, 200
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'strided'])
 @pytest.mark.parametrize('shape', SHAPES, ids=lambda s: 'x'.join(map(str, s)))
+@pytest.mark.slow
 def test_error_is_at_most_twice_that_of_plain_operations(shape, layout, dtype, backend):
     """Against float64, in the norm of each result over several draws. As in mixed precision, parameters are float32."""
     for mode, offset in itertools.product(('train', 'eval'), (0, 100 if dtype == torch.float32 else 4)):
@@ -300,6 +301,7 @@ def test_mistakes_are_named(monkeypatch):
 
 @pytest.mark.usefixtures('needs_compiler')
 @pytest.mark.parametrize('mode', ['train', 'eval'])
+@pytest.mark.slow
 def test_compiled_without_graph_breaks(mode):
     shape = (3, 8, 5, 7)
     tail = tail_for(shape, mode)
@@ -387,6 +389,7 @@ print('equal')
 
 
 @pytest.mark.parametrize('backend', FUSED)
+@pytest.mark.slow
 def test_synchronised_batch_norm_is_batch_norm_of_the_whole_batch(tmp_path, backend):
     """Two processes with 2 and 3 images against one with 5."""
     command = [sys.executable, '-W', 'ignore', '-c', SYNC]

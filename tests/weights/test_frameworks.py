@@ -28,6 +28,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize('name', CAFFE)
+@pytest.mark.slow
 def test_caffe_models(name, tmp_path):
     """Ours takes RGB, Caffe's BGR."""
     reference = CaffeNet(name)
@@ -70,6 +71,7 @@ def test_gluoncv(name, first, arguments, tmp_path):
 
 
 @pytest.mark.parametrize('deep', [False, True])
+@pytest.mark.slow
 def test_paddleclas(deep, tmp_path):
     theirs = randomise(
         timm.create_model('seresnet50' if not deep else 'seresnet152d', block_args=dict(attn_layer='se'))

@@ -48,6 +48,7 @@ LOAD = (
         (f'{DEAD}/weights.pth', [f'download {DEAD}/weights.pth elsewhere']),
     ],
 )
+@pytest.mark.slow
 def test_offline(checkpoint, words, tmp_path):
     """No network and an empty cache: one line that says how to do it by hand."""
     env = dict(HF_HOME=tmp_path, TORCH_HOME=tmp_path, HF_HUB_OFFLINE=1)
@@ -109,6 +110,7 @@ def server(tmp_path):
     running.server_close()
 
 
+@pytest.mark.slow
 def test_processes_of_a_machine_download_once(server, tmp_path):
     folder, address, asked = server
     save_weights(SEResNet(50).state_dict(), folder / 'weights.pth')
@@ -174,6 +176,7 @@ print((peak - before) / os.path.getsize(sys.argv[1]))
 
 
 @pytest.mark.parametrize('suffix, most', [('pth', 0.1), ('safetensors', 0.1), ('params', 1.05)])
+@pytest.mark.slow
 def test_memory(suffix, most, tmp_path):
     """Mapped files cost nothing, which all processes of a machine share; others at most their size."""
     path, model = tmp_path / f'weights.{suffix}', SEResNet(50)
