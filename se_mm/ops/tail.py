@@ -21,6 +21,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from types import ModuleType
@@ -137,6 +138,20 @@ def _why_not_triton(device: torch.device) -> str | None:
         return 'Triton is not installed'
     if torch.cuda.get_device_capability(device) < (8, 0):
         return f'Triton does not support {torch.cuda.get_device_name(device)}'
+    return _why_no_driver()
+
+
+@functools.cache
+def _why_no_driver() -> str | None:
+    """Triton compiles its driver when it starts, with a C compiler and the headers of Python. Warns if it cannot."""
+    from triton.runtime import driver
+
+    try:
+        driver.active.get_current_target()
+    except Exception as error:  # no compiler, no headers, a broken cache
+        why = f'Triton does not start ({error})'
+        warnings.warn(f'SE is not fused: {why}. Install gcc and the headers of Python (python3-dev)', stacklevel=2)
+        return why
     return None
 
 
