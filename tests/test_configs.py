@@ -25,6 +25,7 @@ def flatten(value, path=''):
 
 
 @pytest.mark.parametrize('path', config_files(), ids=lambda path: path.stem)
+@pytest.mark.slow
 def test_builds_from_any_folder(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cfg = Config.fromfile(path)
@@ -56,6 +57,7 @@ def test_names_of_plain_twins(name, plain):
 
 
 @pytest.mark.parametrize('path', SE_CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.slow
 def test_twin_differs_in_the_backbone_alone(path):
     se, plain = (flatten(Config.fromfile(p).to_dict()) for p in (path, plain_twin(path)))
     different = {key for key in se.keys() | plain.keys() if se.get(key) != plain.get(key)}

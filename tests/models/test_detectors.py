@@ -13,6 +13,7 @@ NAMES = [name for name, cfg in TINY.items() if cfg['type'] not in ('SECNN', 'SER
 
 
 @pytest.mark.parametrize('name', NAMES)
+@pytest.mark.slow
 def test_faster_rcnn_takes_a_step_and_predicts(name):
     x = torch.rand(1, 3, 128, 160, generator=torch.Generator().manual_seed(0))
     channels = [out.shape[1] for out in build(name).eval()(x)]

@@ -55,6 +55,7 @@ VARIANTS = [
 
 @pytest.mark.parametrize('cls, depth, kwargs', VARIANTS, ids=str)
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.slow
 def test_same_results_and_state(cls, depth, kwargs, layout):
     fused, plain = (model.double().to(memory_format=layout) for model in twins(cls, depth, base_channels=16, **kwargs))
     x = torch.rand(2, 3, 49, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(

@@ -187,6 +187,7 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize('kwargs', VARIANTS, ids=lambda k: '-'.join(map(str, k)))
+@pytest.mark.slow
 def test_with_open_gates_it_is_mmdets_resnet(kwargs):
     """Gates at one turn SE into the identity: what is left has to be mmdet's network, trained alike."""
     init_default_scope('mmdet')

@@ -46,6 +46,7 @@ def copy_in_order(theirs, ours, image):
 
 
 @pytest.mark.parametrize('size', [(299, 299), (150, 201)])
+@pytest.mark.slow
 def test_inception_resnet_v2_is_timms(size):
     theirs = randomize(timm.create_model('inception_resnet_v2', num_classes=0)).double().eval()
     ours = SEInceptionResNetV2(with_se=False).double().eval()
@@ -56,6 +57,7 @@ def test_inception_resnet_v2_is_timms(size):
         torch.testing.assert_close(ours(image)[-1], expected, rtol=1e-8, atol=1e-8 * expected.abs().max().item())
 
 
+@pytest.mark.slow
 def test_vgg_is_mmpretrains():
     theirs = randomize(VGG(16, num_classes=1000, norm_cfg=dict(type='BN')))
     theirs.eval()

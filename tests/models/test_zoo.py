@@ -162,6 +162,7 @@ def test_symbolic_traces_of_options(name, kwargs, size):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.slow
 def test_recomputed_activations_give_the_same_gradients(name):
     x = image(2, 96, 96, dtype=torch.float64)
     grads = []

@@ -75,6 +75,7 @@ def test_runs_with_torch_alone(python, tmp_path):
     assert output.splitlines()[-1] == 'plain'
 
 
+@pytest.mark.slow
 def test_runs_without_mmcv_which_networks_ask_for(python, tmp_path):
     (mmengine,) = packages_distributions()['mmengine']
     link_packages(tmp_path / 'packages', 'torch', mmengine)

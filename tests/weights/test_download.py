@@ -76,6 +76,7 @@ def test_rewritten_checkpoints_are_copied_again(bucket, monkeypatch):
     assert fetched() == 2
 
 
+@pytest.mark.slow
 def test_unsafe_pickle_works_inside_the_tools(tmp_path):
     """Tools make torch refuse code, which the one file that the user trusts is exempt from."""
     script = (

@@ -41,6 +41,7 @@ def released_arguments(name):
 
 
 @pytest.mark.parametrize('name', IN_TIMM)
+@pytest.mark.slow
 def test_networks_of_timm_with_the_released_arguments(name, tmp_path):
     theirs = randomise(timm.create_model(name.partition('.')[0]))
     path = save_weights(theirs.state_dict(), tmp_path / 'weights.safetensors')
@@ -52,6 +53,7 @@ def build_empty(arguments):
         return MODELS.build(dict(arguments, type=f'se_mm.{arguments["type"]}'))
 
 
+@pytest.mark.slow
 def test_released_arguments():
     """Every entry can be built, and those of timm are what their weights are found to need."""
     names = [entry['checkpoint'] for entry in RELEASED]
@@ -76,6 +78,7 @@ NETWORKS = ['seresnet50', 'seresnet152d', 'seresnext50_32x4d', 'legacy_seresnet5
 
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
 @pytest.mark.parametrize('name', [*NETWORKS, 'legacy_senet154', 'resnet50', 'resnext50_32x4d', 'resnet50d', 'resnet18'])
+@pytest.mark.slow
 def test_there_and_back_gives_the_same_bits(name, suffix, tmp_path):
     theirs = randomise(timm.create_model(name)).state_dict()
     weights = recognise(theirs, name)
@@ -108,6 +111,7 @@ WIDE = dict(base_channels=128, expansion=2, stem_channels=64)
     ids=['resnet18', 'resnet50', 'resnext50', 'resnet50d']
     + ['wide of torchvision', 'wide of timm', 'wide of mmpretrain', 'V1c', 'V1d', 'V1d-34'],
 )
+@pytest.mark.slow
 def test_plain_networks(make, arguments, tmp_path):
     """The trunk is loaded, SE starts afresh: exactly as if there were none if asked for."""
     theirs = randomise(make())
@@ -366,6 +370,7 @@ def follow(arguments, error):
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_advice_leads_to_success_at_once(name, arguments, tmp_path):
     path = str(save_weights(timm.create_model(name).state_dict(), tmp_path / 'weights.pth'))
     with pytest.raises(InputError, match=': set ') as caught:

@@ -57,6 +57,7 @@ def test_caffe_models(name, tmp_path):
         ('legacy_senet154', 10, dict(type='se_mm.SENet')),
     ],
 )
+@pytest.mark.slow
 def test_gluoncv(name, first, arguments, tmp_path):
     theirs = randomise(timm.create_model(name))
     state = theirs.state_dict()

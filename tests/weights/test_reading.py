@@ -53,6 +53,7 @@ def rename_numpy(source, target):
 
 
 @pytest.mark.skipif(Version(torch.__version__) < Version('2.6'), reason='torch 2.5 has no aliases of safe globals')
+@pytest.mark.slow
 def test_other_numpys_checkpoints_are_read_by_us_and_by_mmengine(tmp_path):
     log = dict(loss=HistoryBuffer([1.0, 2.0], [1, 1]), step=np.float64(3))
     torch.save(dict(state_dict=nn.Linear(2, 2).state_dict(), message_hub=log), tmp_path / 'a.pth')
@@ -65,6 +66,7 @@ def test_other_numpys_checkpoints_are_read_by_us_and_by_mmengine(tmp_path):
     assert subprocess.check_output([sys.executable, '-c', script, tmp_path / 'b.pth'], text=True).endswith('1.5\n')
 
 
+@pytest.mark.slow
 def test_tools_keep_mmengine_from_unpickling_code(tmp_path):
     torch.save(dict(state_dict={}, meta=Executes(tmp_path / 'was_run')), tmp_path / 'a.pth')
     script = (
