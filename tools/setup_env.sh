@@ -114,7 +114,8 @@ else
 fi
 
 step 3 "se_mm itself, editable"
-python -m pip install -q --no-deps --no-build-isolation -e "$root"
+# The warning is that folders of the checkout can be imported, which is what editable is for.
+PYTHONWARNINGS=ignore python -m pip install -q --no-deps --no-build-isolation -e "$root"
 python -c 'import se_mm.mmcv_ext, mmdet, mmpretrain, mmcv.ops' || fail "the environment does not import, see above"
 echo "$stamp" >"$venv/.complete"
 step 3 "done: source $venv/bin/activate"
