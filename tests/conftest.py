@@ -97,7 +97,7 @@ def needs_compiler():
 
 
 def compiled_operators():
-    """Those of mmcv, None if this mmcv has none."""
+    """mmcv's own, None if this mmcv has none."""
     from mmcv import _ext
 
     return None if _ext is se_mm.mmcv_ext else _ext

@@ -9,7 +9,7 @@ export PATH="$root/.venv${STACK:+-$STACK}${MMCV_WITH_OPS:+-ops}/bin:$PATH"
 cd "$root"
 python -m ruff check .
 python -m ruff format --check .
-shellcheck tools/*.sh .ci/run
+shellcheck tools/*.sh .dev_scripts/*.sh .ci/run
 lint-imports
 # One process a core, of one thread each; a process takes up to 5 GB.
 export OMP_NUM_THREADS=1

@@ -1,6 +1,6 @@
 """A stand-in for ``mmcv._ext``, mmcv's compiled operators, where mmcv came without them.
 
-Compiling mmcv takes a quarter of an hour, a C++ compiler, for GPUs also nvcc, and a torch for which mmcv still
+Compiling mmcv takes 8 to 15 minutes on 2 cores, a C++ compiler, for GPUs also nvcc, and a torch for which mmcv still
 compiles. Detectors use a few of its operators. torchvision, which is installed anyway, has NMS, RoIAlign and
 deformable convolution for CPU and CUDA, and a few lines of torch are enough for others. ``mmcv.ops`` stays as it is:
 its modules and autograd functions call this package instead of the compiled one, by the names and signatures that
@@ -10,6 +10,7 @@ Importing this package installs it. It has to be imported before mmdet::
 
     custom_imports = dict(imports=['se_mm.mmcv_ext'])  # in a config
     import se_mm.mmcv_ext  # in a program, before mmdet.apis
+    python -m se_mm.mmcv_ext PROGRAM ...  # on the command line, for a program that imports mmdet first
 
 Nothing happens where mmcv has compiled operators. ``mmcv.ops`` that was imported before has them, or it failed and
 can be imported again now; but a library that caught the failure, as mmdet does, goes on without the operators.
@@ -61,10 +62,7 @@ from .regions import (
     roi_pool_forward,
 )
 
-COMPILED = (
-    'MMCV_WITH_OPS=1 pip install --no-deps --no-cache-dir --force-reinstall --no-build-isolation onedl-mmcv '
-    '(with a C++ compiler, torch below 2.14, and for a GPU nvcc)'
-)
+COMPILED = 'MMCV_WITH_OPS=1 bash tools/setup_env.sh in a clone of se_mm compiles one; docs/install.md has it by hand'
 
 
 def install() -> None:
