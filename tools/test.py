@@ -15,7 +15,7 @@ from rich.table import Table
 
 import se_mm  # noqa: F401  registers the backbones
 from se_mm.engine import check_config, guard, init_distributed, once_per_machine
-from se_mm.engine.arguments import add_arguments, parse_arguments
+from se_mm.engine.arguments import add_arguments, apply_arguments, parse_arguments
 from se_mm.engine.drawing import DrawInChild
 from se_mm.engine.results import coco_metrics, save_predictions, write_metrics
 from se_mm.utils import InputError
@@ -95,6 +95,7 @@ def print_table(metrics: dict) -> None:
 def main():
     args = parse_args()
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
+    apply_arguments(cfg, args)
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise InputError(f'--out {args.out}: the name has to end in .pkl or .pickle')
     if args.fuse_conv_bn and any(type_name(hook) == 'EMAHook' for hook in cfg.get('custom_hooks') or ()):
