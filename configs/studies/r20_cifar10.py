@@ -35,5 +35,6 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', T_max=epochs - warmup, begin=warmup, end=epochs, convert_to_iter_based=True),
 ]
 # The last checkpoint is what is evaluated: the best of several would be chosen on the test images.
-default_hooks = dict(logger=dict(interval=50), checkpoint=dict(max_keep_ckpts=1, save_best=None))
+default_hooks = dict(logger=dict(interval=130), checkpoint=dict(max_keep_ckpts=2, save_best=None))
+log_processor = dict(window_size=130)
 randomness = dict(seed=0)

@@ -119,6 +119,9 @@ def read_study(path: Path) -> Study:
     for config in {config for configs, _ in groups for config in configs}:
         if not config.is_file():
             raise InputError(f'study {path} names a config {config.stem}, but there is no {config}')
+    names = [run.name for run in study.runs()]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f'study {path}: {twice[0]} is there twice, leave one out')
     return study
 
 
