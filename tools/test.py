@@ -8,6 +8,7 @@ from mmcv.cnn import fuse_conv_bn
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
+from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from rich import print as rich_print
@@ -127,6 +128,9 @@ def main():
     if args.fuse_conv_bn:
         runner.load_or_resume()
         fuse_conv_bn(runner.model)
+    if cfg.get('compile'):  # MMEngine compiles training steps only
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model.compile(**(cfg.compile if isinstance(cfg.compile, dict) else {}))
     metrics = runner.test()
     if is_main_process():
         if kinds:

@@ -18,8 +18,10 @@ class ChannelsLastHook(Hook):
     with and without.
     """
 
-    priority = 'VERY_HIGH'  # before a hook that copies the model
+    priority = 'VERY_HIGH'  # before hooks that look at the model
 
-    def before_run(self, runner: Runner) -> None:
-        """Called before training, validation and test."""
+    def before_train(self, runner: Runner) -> None:
+        """Change the layout, after random weights were drawn and checkpoints loaded: both are filled in its order."""
         runner.model.to(memory_format=torch.channels_last)
+
+    before_val = before_test = before_train
