@@ -1,5 +1,6 @@
-# ResNet-20 of arXiv 1512.03385 on image files of CIFAR-10, trained for 30 epochs instead of 164: SGD with Nesterov's
-# momentum, warm-up of 3 epochs, then a cosine. The learning rate was chosen for this plain network.
+# ResNet-20 of arXiv 1512.03385 on image files of CIFAR-10. The optimiser is that of wide residual networks
+# (arXiv 1605.07146): SGD with Nesterov's momentum, lr 0.1, weight decay 5e-4. 24 epochs instead of 164: a warm-up of 2
+# epochs and a cosine in place of steps. Nothing was tuned.
 _base_ = '../_base_/cifar10.py'
 model = dict(
     backbone=dict(type='se_mm.SEResNetCIFAR', arch='resnet20', with_se=False),
@@ -27,9 +28,9 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 
-epochs, warmup = 30, 3
+epochs, warmup = 24, 2
 train_cfg = dict(max_epochs=epochs, val_interval=3)
-optim_wrapper = dict(optimizer=dict(lr=0.2, nesterov=True, weight_decay=5e-4))
+optim_wrapper = dict(optimizer=dict(nesterov=True, weight_decay=5e-4))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, end=warmup, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', T_max=epochs - warmup, begin=warmup, end=epochs, convert_to_iter_based=True),
