@@ -29,7 +29,7 @@ def run(command: Iterable, log: Path, advance: Callable[[float], None] = lambda 
     if _ended.is_set():
         sys.exit(1)
     epochs, command = None, [str(part) for part in command]
-    with log.open('w') as file:
+    with log.open('w', buffering=1) as file:
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
