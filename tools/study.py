@@ -11,7 +11,9 @@ RESULTS/STUDY/CONFIG_seedN.json.
 import argparse
 import os
 import signal
+import socket
 import sys
+from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -21,7 +23,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 import se_mm  # noqa: F401  registers the backbones
 from se_mm.engine import guard
-from se_mm.engine.studies import Run, read_study, remember_start, write_result
+from se_mm.engine.studies import StudyRun, read_study, remember_start, write_result
+from se_mm.utils import InputError
 
 TEST_SHARE = 0.01  # of the time of a run, for the estimate
 
@@ -48,60 +51,78 @@ def parse_args():
     return parser.parse_args()
 
 
-def finish(run: Run, args: argparse.Namespace, threads: int, progress: Progress, whole: int) -> None:
+class Follower:
+    """Shows how far the runs of a study are: bars in a terminal, lines elsewhere."""
+
+    def __init__(self, progress: Progress, runs: int) -> None:
+        self.progress, self.whole = progress, progress.add_task('all', total=runs)
+
+    def start(self, name: str) -> Callable[[float], None]:
+        """Show a run; its finished part is for the function that is returned."""
+        bar = self.progress.add_task(name, total=1.0)
+
+        def advance(part: float) -> None:
+            self.progress.update(self.whole, advance=part - self.progress.tasks[bar].completed)
+            self.progress.update(bar, completed=part, visible=part < 1)
+
+        self.say(f'{name}: starts')
+        return advance
+
+    def say(self, text: str) -> None:
+        task = self.progress.tasks[self.whole]
+        left = '' if task.time_remaining is None else f', about {task.time_remaining / 3600:.1f} h left'
+        self.progress.console.print(f'[{task.completed:.1f} of {task.total:g}] {text}{left}', markup=False)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(('', 0))
+        return probe.getsockname()[1]
+
+
+def finish(run: StudyRun, folder: Path, args: argparse.Namespace, follower: Follower) -> None:
     """Bring a run to its end and store what came out."""
-    folder = args.work_dir.resolve() / run.study.name / run.name
-    bar = progress.add_task(run.name, total=1.0)
-
-    def advance(part: float) -> None:
-        progress.update(whole, advance=part - progress.tasks[bar].completed)
-        progress.update(bar, completed=part)
-
-    report(progress, f'{run.name}: starts', whole)
+    advance = follower.start(run.name)
     remember_start(run, folder)
-    options = run.arguments()
+    options, processes = run.arguments(), run.study.processes
     if args.data_root:
         options.append(f'data_root={Path(args.data_root).resolve()}')
+    threads = max(1, (os.cpu_count() or 1) // (args.jobs * processes))
     train_and_test(
         run.config,
         folder,
-        processes=run.study.processes if run.study.processes > 1 else 0,
+        processes=processes if processes > 1 else 0,
         share=1 - TEST_SHARE,
         advance=advance,
         options=options,
-        OMP_NUM_THREADS=str(threads),
+        OMP_NUM_THREADS=os.environ.get('OMP_NUM_THREADS', str(threads)),
+        PORT=str(free_port()),  # of the distributed launcher: others run beside it
     )
     path = write_result(run, folder, args.results)
     advance(1.0)
-    progress.update(bar, visible=False)
-    report(progress, f'{run.name}: {path}', whole)
-
-
-def report(progress: Progress, text: str, whole: int) -> None:
-    task = progress.tasks[whole]
-    left = '' if task.time_remaining is None else f', about {task.time_remaining / 3600:.1f} h left'
-    progress.console.print(f'[{task.completed:.2f}/{task.total:g}] {text}{left}', markup=False)
+    follower.say(f'{run.name}: {path}')
 
 
 def main():
     args = parse_args()
+    if args.jobs < 1:
+        raise InputError(f'--jobs {args.jobs}: choose a whole number from 1')
     study = read_study(args.study)
-    runs = study.runs()
-    todo = [run for run in runs if not run.is_finished(args.results)]
+    runs, work = study.runs(), args.work_dir.resolve() / study.name
+    todo = [(run, work / run.name) for run in runs if not run.is_finished(args.results)]
+    for run, folder in todo:
+        run.starts(folder)  # what is wrong there is said before long work
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f'{study.name}: {len(runs)} runs, {len(runs) - len(todo)} finished. Logs: {args.work_dir}')
-    threads = max(1, (os.cpu_count() or 1) // (args.jobs * study.processes))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    console.print(f'{study.name}: {len(runs)} runs, {len(runs) - len(todo)} finished. Logs: {work}')
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     columns = TextColumn('{task.description:30}'), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    with (
-        Progress(*columns, console=console, speed_estimate_period=7200, disable=not console.is_terminal) as progress,
-        ThreadPoolExecutor(args.jobs) as pool,
-    ):
-        whole = progress.add_task('all', total=len(todo))
-        futures = [pool.submit(finish, run, args, threads, progress, whole) for run in todo]
+    bars = Progress(*columns, console=console, speed_estimate_period=7200, disable=not console.is_terminal)
+    with bars as progress, ThreadPoolExecutor(args.jobs) as pool:
+        follower = Follower(progress, len(todo))
+        futures = [pool.submit(finish, run, folder, args, follower) for run, folder in todo]
         try:
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in done:
+            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
                 future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -39,13 +39,13 @@ class Study:
     def name(self) -> str:
         return self.path.stem
 
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[StudyRun]:
         """All runs in their order: every config of a group with a seed, then with the next seed."""
-        return [Run(self, config, seed) for configs, seeds in self.groups for seed in seeds for config in configs]
+        return [StudyRun(self, config, seed) for configs, seeds in self.groups for seed in seeds for config in configs]
 
 
 @dataclass(frozen=True)
-class Run:
+class StudyRun:
     """A config of a study with a seed."""
 
     study: Study
@@ -84,12 +84,27 @@ class Run:
         path = self.result(results)
         if not path.is_file():
             return False
-        if json.loads(path.read_text())['config_sha256'] != self.config_hash():
-            raise InputError(
-                f'{path} is a result of another version of {self.config}: delete the file and the work dir to run it '
-                'again, or take the config back to what it was'
-            )
+        self._check_hash(json.loads(path.read_text())['config_sha256'], f'{path} and the work dir')
         return True
+
+    def starts(self, folder: Path) -> list[dict]:
+        """When and with which files it was started in a work dir, see :func:`remember_start`.
+
+        Raises:
+            InputError: it was another version of the config.
+        """
+        path = folder / STARTS
+        starts = json.loads(path.read_text()) if path.is_file() else []
+        for start in starts:
+            self._check_hash(start['config_sha256'], str(folder))
+        return starts
+
+    def _check_hash(self, found: str, place: str) -> None:
+        if found != self.config_hash():
+            raise InputError(
+                f'{place}: this is a run of another version of {self.config}: delete it to run it from the start, or '
+                'take the config back to what it was'
+            )
 
 
 def read_study(path: Path) -> Study:
@@ -140,28 +155,20 @@ def commit() -> str:
         return ''
 
 
-def remember_start(run: Run, folder: Path) -> None:
-    """Add to a run's work dir when and with which config and files it starts or goes on.
+def remember_start(run: StudyRun, folder: Path) -> None:
+    """Add to a run's work dir when and with which files it starts or goes on.
 
     Raises:
         InputError: it was started with another version of the config.
     """
-    path = folder / STARTS
-    starts = json.loads(path.read_text()) if path.is_file() else []
-    start = dict(
-        date=datetime.now(timezone.utc).isoformat(timespec='seconds'), commit=commit(), config_sha256=run.config_hash()
-    )
-    if any(former['config_sha256'] != start['config_sha256'] for former in starts):
-        raise InputError(
-            f'{folder} holds a run of another version of {run.config}: delete the folder to run it from the start, or '
-            'take the config back to what it was'
-        )
-    write_json(path, [*starts, start])
+    date = datetime.now(timezone.utc).isoformat(timespec='seconds')
+    start = dict(date=date, commit=commit(), config_sha256=run.config_hash())
+    write_json(folder / STARTS, [*run.starts(folder), start])
 
 
-def write_result(run: Run, folder: Path, results: Path) -> Path:
+def write_result(run: StudyRun, folder: Path, results: Path) -> Path:
     """Store what came out of a run, from its work dir, and return the file."""
-    trained, starts = read_run(folder), json.loads((folder / STARTS).read_text())
+    trained, starts = read_run(folder), run.starts(folder)
     evaluation = trained.evaluation
     content = dict(
         study=run.study.name,

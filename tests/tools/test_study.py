@@ -11,7 +11,7 @@ import pytest
 import yaml
 from conftest import CONFIGS, TOOLS
 
-from se_mm.engine.studies import Run, read_study, remember_start
+from se_mm.engine.studies import StudyRun, read_study, remember_start
 from se_mm.utils import InputError
 
 CONFIG = f"""
@@ -93,14 +93,14 @@ def test_results_of_another_version_of_a_config_are_not_taken(tmp_path):
     result.parent.mkdir(parents=True)
     result.write_text(json.dumps(dict(config_sha256=run.config_hash())))
     assert run.is_finished(tmp_path / 'results')
-    changed = Run(
+    changed = StudyRun(
         read_study(
             write_study(tmp_path, yaml.safe_load(path.read_text()), CONFIG + 'optim_wrapper = dict(clip_grad=None)\n')
         ),
         run.config,
         0,
     )
-    with pytest.raises(InputError, match='result of another version'):
+    with pytest.raises(InputError, match='result.*tiny_seed0.json and the work dir: this is a run of another'):
         changed.is_finished(tmp_path / 'results')
-    with pytest.raises(InputError, match='run of another version'):
+    with pytest.raises(InputError, match='work: this is a run of another version'):
         remember_start(changed, tmp_path / 'work')
