@@ -7,7 +7,6 @@ import logging
 import os
 import pickle
 import re
-import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,8 @@ import torch
 from mmengine.logging import HistoryBuffer, print_log
 from numpy._core.multiarray import _reconstruct, scalar
 from packaging.version import Version
+
+from .archives import check_archive
 
 
 def _read_attribute(owner: type, name: str) -> object:
@@ -130,7 +131,8 @@ def _code_allowed() -> Iterator[None]:
 
 
 def load_torch(path: Path, unsafe_pickle: bool = False) -> object:
-    """What ``torch.save`` wrote. Zip files are mapped into memory, so that processes of a machine share them.
+    """What ``torch.save`` wrote. Zip files are mapped into memory, so that processes of a machine share them, unless
+    another program packed them. Checksums of zip files are compared first.
 
     Args:
         path: the file.
@@ -143,9 +145,9 @@ def load_torch(path: Path, unsafe_pickle: bool = False) -> object:
     with path.open('rb') as file:
         mmap = file.read(2) == b'PK'
     if mmap:
-        with zipfile.ZipFile(path) as file:
-            if any(name.partition('/')[2] == 'constants.pkl' for name in file.namelist()):
-                raise ProgramError('a TorchScript program')
+        names, mmap = check_archive(path)
+        if any(name.partition('/')[2] == 'constants.pkl' for name in names):
+            raise ProgramError('a TorchScript program')
     if unsafe_pickle or _all_trusted:
         with _code_allowed():
             return torch.load(path, map_location='cpu', weights_only=False, mmap=mmap)
