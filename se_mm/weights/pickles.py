@@ -155,13 +155,19 @@ def load_torch(path: Path, unsafe_pickle: bool = False) -> object:
     torch.serialization.add_safe_globals(SAFE_GLOBALS)  # for good: MMEngine will read the same file
     try:
         return torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        if re.search('Unsupported|not allowed', str(error)):
-            found = re.search(r'GLOBAL (\S+)|((?:attribute|dtype) .*) is not allowed', str(error))
-            raise RefusedError(
-                found[1] or found[2] if found else 'objects other than tensors and plain data'
-            ) from error
-        raise
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise _without_advice(error) from error
+
+
+def _without_advice(error: Exception) -> Exception:
+    """What torch found in a file, without its advice to run the file's code."""
+    text = str(error)
+    if found := re.search(r'GLOBAL (\S+)|((?:attribute|dtype) .*) is not allowed', text):
+        return RefusedError(found[1] or found[2])
+    if re.search('[Uu]nsupported|not allowed|Can only create|unrecognized function', text):
+        return RefusedError('objects other than tensors and plain data')
+    reason = text.rpartition('WeightsUnpickler error:')[2].strip().partition('\n')[0]
+    return pickle.UnpicklingError('its pickle is broken' if re.search('weights_only|allowlist', reason) else reason)
 
 
 class PickledDtype:
