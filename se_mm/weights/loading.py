@@ -16,6 +16,7 @@ from .download import fetch
 from .formats import Format
 from .reading import read_checkpoint
 from .recognition import Weights, recognise
+from .tensor_checks import check_tensors
 
 
 class LoadReport(NamedTuple):
@@ -95,7 +96,7 @@ def load_backbone(
 
     Raises:
         InputError: no such checkpoint; it is damaged or would run code; its tensors do not fit, with the
-            arguments of the model to set.
+            arguments of the model to set; see :func:`check_tensors`.
     """
     content = read_checkpoint(fetch(checkpoint), unsafe_pickle)
     weights = recognise(content['state_dict'], checkpoint, prefix, content.get('meta'))
@@ -110,6 +111,7 @@ def load_weights(
         raise InputError(f"init_cfg.fresh_se={fresh_se!r}: choose 'random' or 'identity'")
     found = compare(weights, model)
     _check(found, weights, model, checkpoint, strict)
+    check_tensors(weights.tensors, model, checkpoint)
     if fresh_se == 'identity':
         if weights.have_se:
             raise InputError(f"init_cfg.fresh_se='identity': checkpoint {checkpoint} has SE layers: leave out fresh_se")
@@ -180,24 +182,32 @@ def load_model(
         remedy: end of the error.
 
     Raises:
-        InputError: saying how many tensors do not fit, with examples.
+        InputError: saying how many tensors do not fit, with examples; see :func:`check_tensors`.
     """
     if any(name.startswith('module.') for name in weights):
         weights = {name.removeprefix('module.'): tensor for name, tensor in weights.items()}
-    expected, shapes = model.state_dict(), []
+    expected, shapes, failed = model.state_dict(), [], []
+    check_tensors(weights, model, path)
     try:
         # Modules may rename old weights while they load, so names alone do not tell.
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
-        shapes = [line.strip() for line in str(error).splitlines() if 'size mismatch' in line]
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        shapes = [line for line in lines if 'size mismatch' in line]
+        failed = [line for line in lines if line.startswith('While copying')]
         missing = [name for name in expected if name not in weights]
         unexpected = [name for name in weights if name not in expected]
     fitting = len(weights) - len(unexpected) - len(shapes)
-    if fitting > 0 and not (strict and (missing or unexpected or shapes)):
+    if fitting > 0 and not failed and not (strict and (missing or unexpected or shapes)):
         return
     parts = [
         f'{len(names)} {what} (e.g. {names[0]})'
-        for what, names in (('missing', missing), ('unexpected', unexpected), ('of another shape', shapes))
+        for what, names in (
+            ('missing', missing),
+            ('unexpected', unexpected),
+            ('of another shape', shapes),
+            ('not copied', failed),
+        )
         if names
     ]
     raise InputError(
