@@ -12,7 +12,7 @@ from se_mm.models.fresh_se import identity_layers, start_as_identity
 from se_mm.utils import InputError
 
 from .comparison import Comparison, compare
-from .download import fetch
+from .download import check_digest, fetch
 from .formats import Format
 from .reading import read_checkpoint
 from .recognition import Weights, recognise
@@ -79,6 +79,7 @@ def load_backbone(
     strict: bool = True,
     fresh_se: str = 'random',
     unsafe_pickle: bool = False,
+    sha256: str | None = None,
 ) -> LoadReport:
     """Load weights of any format that this package reads into a backbone.
 
@@ -93,12 +94,16 @@ def load_backbone(
         fresh_se: 'random', or 'identity' to let SE that starts afresh leave the network's results as they
             are, see :func:`start_as_identity`.
         unsafe_pickle: let a torch file run whatever code it holds.
+        sha256: hexadecimal SHA-256 of the file, or its first digits, at least 8; None not to compare.
 
     Raises:
-        InputError: no such checkpoint; it is damaged or would run code; its tensors do not fit, with the
+        InputError: no such checkpoint; it has another SHA-256; it is damaged or would run code; its tensors do not fit, with the
             arguments of the model to set; see :func:`check_tensors`.
     """
-    content = read_checkpoint(fetch(checkpoint), unsafe_pickle)
+    path = fetch(checkpoint)
+    if sha256 is not None:
+        check_digest(path, sha256, checkpoint)
+    content = read_checkpoint(path, unsafe_pickle)
     weights = recognise(content['state_dict'], checkpoint, prefix, content.get('meta'))
     return load_weights(model, weights, checkpoint, strict=strict, fresh_se=fresh_se)
 
