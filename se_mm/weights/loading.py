@@ -97,8 +97,8 @@ def load_backbone(
         sha256: hexadecimal SHA-256 of the file, or its first digits, at least 8; None not to compare.
 
     Raises:
-        InputError: no such checkpoint; it has another SHA-256; it is damaged or would run code; its tensors do not fit, with the
-            arguments of the model to set; see :func:`check_tensors`.
+        InputError: no such checkpoint; it has another SHA-256; it is damaged or would run code; its tensors do not
+            fit, with the arguments of the model to set; see :func:`check_tensors`.
     """
     path = fetch(checkpoint)
     if sha256 is not None:
