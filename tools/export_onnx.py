@@ -59,7 +59,7 @@ def build(args):
     if cfg.default_scope != 'mmpretrain':
         raise InputError(f'{args.config}: whole detectors are exported by mmdeploy; the backbone by --backbone')
     model = MODELS.build(cfg.model)
-    check_checkpoint(args.checkpoint, model, training=False, resume=False)
+    check_checkpoint(args.checkpoint, model, training=False)
     return model.eval(), channels, ['scores'], images
 
 

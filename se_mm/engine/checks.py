@@ -36,7 +36,7 @@ def check_config(cfg: Config, *, training: bool, checkpoint: str | None = None) 
     use_scope(cfg)
     model = build_model(cfg)
     if checkpoint is not None:
-        check_checkpoint(checkpoint, model, training=training, resume=training and bool(cfg.get('resume')))
+        check_checkpoint(checkpoint, model, training=training, resume=cfg if training and cfg.get('resume') else None)
     if training:
         check_pretrained(cfg, model)
         if checkpoint is None:

@@ -17,25 +17,27 @@ from se_mm.utils.config import config_parts, is_pretrained, type_name
 from se_mm.weights import LoadReport, load_backbone, load_model, loading_arguments, read_checkpoint, recognise
 from se_mm.weights.pickles import warn_of_attacks
 
+from .resume_checks import check_resumable
 
-def check_checkpoint(path: str, model: nn.Module, *, training: bool, resume: bool) -> None:
+
+def check_checkpoint(path: str, model: nn.Module, *, training: bool, resume: Config | None = None) -> None:
     """Read a checkpoint of the whole model; all of it must fit, unless training only starts from it.
 
     Args:
         path: its file.
         model: built for the check; it gets the weights.
         training: the checkpoint is to be trained, otherwise to be evaluated.
-        resume: a training goes on where the checkpoint was written.
+        resume: config of the training that goes on where the checkpoint was written.
 
     Raises:
         InputError: the file is missing, damaged or does not fit, or cannot be resumed.
     """
     checkpoint = read_checkpoint(path)
     if resume:
-        _check_resumable(path, checkpoint)
+        check_resumable(path, checkpoint, resume, model)
     weights = checkpoint['state_dict']
     try:
-        load_model(model, weights, path, strict=resume or not training)
+        load_model(model, weights, path, strict=bool(resume) or not training)
     except InputError:
         try:
             found = recognise(weights, path)
@@ -47,17 +49,6 @@ def check_checkpoint(path: str, model: nn.Module, *, training: bool, resume: boo
             f'checkpoint {path} has the names of another project ({found.format.name}): convert it first, '
             f'python tools/convert_checkpoint.py {path} NEW.pth'
         ) from None
-
-
-def _check_resumable(path: str, checkpoint: dict) -> None:
-    missing = sorted({'meta', 'message_hub', 'optimizer'} - set(checkpoint))
-    if missing:
-        raise InputError(
-            f'checkpoint {path} cannot be resumed, it has no {", ".join(missing)}: start from its weights with '
-            f'--cfg-options load_from={path}'
-        )
-    if 'config' in (checkpoint['meta'] or ()):  # which MMEngine would run, and writes as cfg
-        raise InputError(f'checkpoint {path} is refused: its meta.config would be run as a program')
 
 
 def check_pretrained(cfg: Config, model: nn.Module) -> None:

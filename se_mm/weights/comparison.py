@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import nn
 
 from se_mm.models.architecture import arguments_of, is_residual, misfits
+from se_mm.utils import InputError
 
 from .recognition import Weights
 
@@ -15,6 +16,7 @@ from .recognition import Weights
 OWN_PARTS = re.compile(r'conv_offset|num_batches_tracked')
 # Parts that no backbone has.
 HEADS = re.compile(r'(head|fc|classifier|neck|last_linear|out|output|proj\w*)\.')
+CONVOLUTION = re.compile(r'(^|\.)conv\d?\.weight$|^stem\.[06]\.weight$')
 STAGE = re.compile(r'(layer|stage)\d+\.')
 
 
@@ -39,9 +41,21 @@ class Comparison(NamedTuple):
 
 
 def expected_arguments(weights: Weights) -> dict:
-    """Arguments that a residual network's weights need: those of their shapes and those that the format implies."""
+    """Arguments that a residual network's weights need: those of their shapes and those that the format implies.
+
+    Raises:
+        InputError: a convolution has the shape of none, or a part of a network is missing.
+    """
     format = weights.format
-    arguments = arguments_of(weights.tensors)
+    try:
+        arguments = arguments_of(weights.tensors)
+    except (IndexError, KeyError, ValueError, ZeroDivisionError) as error:
+        convs = {name: tuple(tensor.shape) for name, tensor in weights.tensors.items() if CONVOLUTION.search(name)}
+        odd = [f'{name} has shape {shape}' for name, shape in convs.items() if len(shape) != 4 or 0 in shape]
+        raise InputError(
+            f'checkpoint {weights.source} ({format.name}) holds no whole residual network: '
+            f'{odd[0] if odd else "a convolution or an SE layer is incomplete"}. Copy or download the file again'
+        ) from error
     if format.stem_pool_ceil_mode is not None:
         arguments['stem_pool_ceil_mode'] = format.stem_pool_ceil_mode
     if format.caffe_style is not None and 'layer1.0.conv3.weight' in weights.tensors:

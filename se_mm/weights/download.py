@@ -16,7 +16,7 @@ from filelock import FileLock
 from mmengine.fileio import backends, get_file_backend
 from mmengine.logging import print_log
 
-from se_mm.utils import InputError
+from se_mm.utils import InputError, sha256
 
 HUB = 'hf-hub://'  # an address: repository on Hugging Face
 STARTED = time.time()  # of this process, nearly
@@ -163,6 +163,26 @@ def _from_address(checkpoint: str, url: str) -> Path:
                 ) from error
             raise InputError(_no_download(checkpoint, url, path, error)) from error
     return path
+
+
+def check_digest(path: Path, digits: object, checkpoint: str) -> None:
+    """Compare a file with what is known of its SHA-256.
+
+    Args:
+        path: the file.
+        digits: hexadecimal: all 64 or the first ones, at least 8.
+        checkpoint: for the error.
+
+    Raises:
+        InputError: ``digits`` are none, or of another file.
+    """
+    if not isinstance(digits, str) or not re.fullmatch(r'[0-9a-fA-F]{8,64}', digits):
+        raise InputError(f'init_cfg.sha256={digits!r}: give the text of 8 to 64 hexadecimal digits')
+    if path.is_file() and not (found := sha256(path)).startswith(digits.lower()):
+        raise InputError(
+            f'checkpoint {checkpoint} is refused: the SHA-256 of {path} is {found}, and init_cfg.sha256={digits}. '
+            'Download the file again, or ask its author'
+        )
 
 
 def _digest_in(name: str) -> str | None:

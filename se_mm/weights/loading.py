@@ -12,10 +12,11 @@ from se_mm.models.fresh_se import identity_layers, start_as_identity
 from se_mm.utils import InputError
 
 from .comparison import Comparison, compare
-from .download import fetch
+from .download import check_digest, fetch
 from .formats import Format
 from .reading import read_checkpoint
 from .recognition import Weights, recognise
+from .tensor_checks import check_tensors
 
 
 class LoadReport(NamedTuple):
@@ -78,6 +79,7 @@ def load_backbone(
     strict: bool = True,
     fresh_se: str = 'random',
     unsafe_pickle: bool = False,
+    sha256: str | None = None,
 ) -> LoadReport:
     """Load weights of any format that this package reads into a backbone.
 
@@ -92,12 +94,16 @@ def load_backbone(
         fresh_se: 'random', or 'identity' to let SE that starts afresh leave the network's results as they
             are, see :func:`start_as_identity`.
         unsafe_pickle: let a torch file run whatever code it holds.
+        sha256: hexadecimal SHA-256 of the file, or its first digits, at least 8; None not to compare.
 
     Raises:
-        InputError: no such checkpoint; it is damaged or would run code; its tensors do not fit, with the
-            arguments of the model to set.
+        InputError: no such checkpoint; it has another SHA-256; it is damaged or would run code; its tensors do not
+            fit, with the arguments of the model to set; see :func:`check_tensors`.
     """
-    content = read_checkpoint(fetch(checkpoint), unsafe_pickle)
+    path = fetch(checkpoint)
+    if sha256 is not None:
+        check_digest(path, sha256, checkpoint)
+    content = read_checkpoint(path, unsafe_pickle)
     weights = recognise(content['state_dict'], checkpoint, prefix, content.get('meta'))
     return load_weights(model, weights, checkpoint, strict=strict, fresh_se=fresh_se)
 
@@ -110,6 +116,7 @@ def load_weights(
         raise InputError(f"init_cfg.fresh_se={fresh_se!r}: choose 'random' or 'identity'")
     found = compare(weights, model)
     _check(found, weights, model, checkpoint, strict)
+    check_tensors(weights.tensors, model, checkpoint)
     if fresh_se == 'identity':
         if weights.have_se:
             raise InputError(f"init_cfg.fresh_se='identity': checkpoint {checkpoint} has SE layers: leave out fresh_se")
@@ -180,24 +187,32 @@ def load_model(
         remedy: end of the error.
 
     Raises:
-        InputError: saying how many tensors do not fit, with examples.
+        InputError: saying how many tensors do not fit, with examples; see :func:`check_tensors`.
     """
     if any(name.startswith('module.') for name in weights):
         weights = {name.removeprefix('module.'): tensor for name, tensor in weights.items()}
-    expected, shapes = model.state_dict(), []
+    expected, shapes, failed = model.state_dict(), [], []
+    check_tensors(weights, model, path)
     try:
         # Modules may rename old weights while they load, so names alone do not tell.
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
-        shapes = [line.strip() for line in str(error).splitlines() if 'size mismatch' in line]
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        shapes = [line for line in lines if 'size mismatch' in line]
+        failed = [line for line in lines if line.startswith('While copying')]
         missing = [name for name in expected if name not in weights]
         unexpected = [name for name in weights if name not in expected]
     fitting = len(weights) - len(unexpected) - len(shapes)
-    if fitting > 0 and not (strict and (missing or unexpected or shapes)):
+    if fitting > 0 and not failed and not (strict and (missing or unexpected or shapes)):
         return
     parts = [
         f'{len(names)} {what} (e.g. {names[0]})'
-        for what, names in (('missing', missing), ('unexpected', unexpected), ('of another shape', shapes))
+        for what, names in (
+            ('missing', missing),
+            ('unexpected', unexpected),
+            ('of another shape', shapes),
+            ('not copied', failed),
+        )
         if names
     ]
     raise InputError(

@@ -6,6 +6,7 @@ import ast
 
 # Residual networks of OpenMMLab, whose arguments mean the same as here.
 RESIDUAL = ('ResNet', 'ResNetV1c', 'ResNetV1d', 'ResNeXt', 'SEResNet', 'SEResNeXt', 'SENet')
+LONGEST_CONFIG = 1 << 18  # characters, parsed in 2 seconds at most; usual configs have a tenth
 
 
 def properties_in(meta: object, prefix: str) -> dict:
@@ -42,14 +43,16 @@ def properties_in(meta: object, prefix: str) -> dict:
 def _of_rgb(images: object) -> dict | None:
     if not isinstance(images, dict) or not all(isinstance(images.get(k), list | tuple) for k in ('mean', 'std')):
         return None
+    if not all(isinstance(number, int | float) for key in ('mean', 'std') for number in images[key]):
+        return None
     rgb = images.get('bgr_to_rgb') or images.get('to_rgb')
     return {key: list(images[key])[:: 1 if rgb else -1] for key in ('mean', 'std')}
 
 
 def written_config(text: object) -> dict:
-    """The values of a config's text, without those that are no plain data."""
+    """The values of a config's text, without those that are no plain data; none of a text that is too long."""
     try:
-        statements = ast.parse(text).body if isinstance(text, str) else []
+        statements = ast.parse(text).body if isinstance(text, str) and len(text) <= LONGEST_CONFIG else []
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return {}
     config = {}

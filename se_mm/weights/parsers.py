@@ -106,6 +106,8 @@ def _fields(data: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
             if byte < 128:
                 return value
             shift += 7
+            if shift > 63:  # protobuf's numbers have 64 bits
+                raise ValueError('a number of more than 64 bits')
 
     while at < len(data):
         start, tag = at, varint()

@@ -7,7 +7,6 @@ import logging
 import os
 import pickle
 import re
-import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,8 @@ import torch
 from mmengine.logging import HistoryBuffer, print_log
 from numpy._core.multiarray import _reconstruct, scalar
 from packaging.version import Version
+
+from .archives import check_archive
 
 
 def _read_attribute(owner: type, name: str) -> object:
@@ -130,7 +131,8 @@ def _code_allowed() -> Iterator[None]:
 
 
 def load_torch(path: Path, unsafe_pickle: bool = False) -> object:
-    """What ``torch.save`` wrote. Zip files are mapped into memory, so that processes of a machine share them.
+    """What ``torch.save`` wrote. Zip files are mapped into memory, so that processes of a machine share them, unless
+    another program packed them. Checksums of zip files are compared first.
 
     Args:
         path: the file.
@@ -143,9 +145,9 @@ def load_torch(path: Path, unsafe_pickle: bool = False) -> object:
     with path.open('rb') as file:
         mmap = file.read(2) == b'PK'
     if mmap:
-        with zipfile.ZipFile(path) as file:
-            if any(name.partition('/')[2] == 'constants.pkl' for name in file.namelist()):
-                raise ProgramError('a TorchScript program')
+        names, mmap = check_archive(path)
+        if any(name.partition('/')[2] == 'constants.pkl' for name in names):
+            raise ProgramError('a TorchScript program')
     if unsafe_pickle or _all_trusted:
         with _code_allowed():
             return torch.load(path, map_location='cpu', weights_only=False, mmap=mmap)
@@ -153,13 +155,19 @@ def load_torch(path: Path, unsafe_pickle: bool = False) -> object:
     torch.serialization.add_safe_globals(SAFE_GLOBALS)  # for good: MMEngine will read the same file
     try:
         return torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        if re.search('Unsupported|not allowed', str(error)):
-            found = re.search(r'GLOBAL (\S+)|((?:attribute|dtype) .*) is not allowed', str(error))
-            raise RefusedError(
-                found[1] or found[2] if found else 'objects other than tensors and plain data'
-            ) from error
-        raise
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise _without_advice(error) from error
+
+
+def _without_advice(error: Exception) -> Exception:
+    """What torch found in a file, without its advice to run the file's code."""
+    text = str(error)
+    if found := re.search(r'GLOBAL (\S+)|((?:attribute|dtype) .*) is not allowed', text):
+        return RefusedError(found[1] or found[2])
+    if re.search('[Uu]nsupported|not allowed|Can only create|unrecognized function', text):
+        return RefusedError('objects other than tensors and plain data')
+    reason = text.rpartition('WeightsUnpickler error:')[2].strip().partition('\n')[0]
+    return pickle.UnpicklingError('its pickle is broken' if re.search('weights_only|allowlist', reason) else reason)
 
 
 class PickledDtype:

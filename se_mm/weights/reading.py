@@ -16,6 +16,8 @@ from .pickles import ProgramError, RefusedError, load_torch
 # Under which keys projects save weights beside other things.
 WEIGHTS_KEYS = ('state_dict', 'model', 'model_state_dict', 'net', 'state_dict_ema')
 
+LONGEST_NAME = 1000
+
 
 def read_checkpoint(path: str | os.PathLike, unsafe_pickle: bool = False) -> dict:
     """Load a checkpoint to the CPU; only tensors and plain data are accepted.
@@ -45,6 +47,11 @@ def read_checkpoint(path: str | os.PathLike, unsafe_pickle: bool = False) -> dic
         weights = next((content[key] for key in WEIGHTS_KEYS if isinstance(content.get(key), dict)), content)
     if not isinstance(weights, dict) or not weights or not all(isinstance(w, Tensor) for w in weights.values()):
         raise InputError(f'checkpoint {path} holds no weights: expected a state_dict of tensors')
+    if not all(isinstance(name, str) and len(name) <= LONGEST_NAME for name in weights):
+        raise InputError(
+            f'checkpoint {path} is damaged or no checkpoint: not all names of its tensors are text of up to '
+            f'{LONGEST_NAME} characters'
+        )
     return dict({} if weights is content else content, state_dict=weights)
 
 

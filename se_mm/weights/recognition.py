@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from se_mm.utils import InputError
@@ -31,6 +32,7 @@ class Weights(NamedTuple):
         left_over: names, as they were, of the tensors that are neither.
         renamed: number of tensors with another name than before.
         transposed: number of tensors that were transposed, reshaped or turned from BGR to RGB.
+        source: the checkpoint, for errors.
     """
 
     format: Format
@@ -40,6 +42,7 @@ class Weights(NamedTuple):
     left_over: list[str]
     renamed: int
     transposed: int
+    source: str = ''
 
     @property
     def have_se(self) -> bool:
@@ -70,7 +73,7 @@ def recognise(tensors: dict[str, Tensor], source: str, prefix: str | None = None
         if not any(name.startswith(prefix) for name in tensors):
             starts = sorted({name.partition('.')[0] for name in tensors})[:8]
             raise InputError(f"{source}: no tensor's name starts with prefix={prefix!r}; they start with {starts}")
-    renamed = _with_torch_names(tensors)
+    renamed = _with_torch_names(tensors, source)
     for format in FORMATS:
         state = tensors if format.torch_names else renamed
         found = [p for anchor in format.anchors for p in _prefixes(state, anchor) if prefix in (None, p)]
@@ -84,8 +87,9 @@ def recognise(tensors: dict[str, Tensor], source: str, prefix: str | None = None
         if all(re.search(mark, names, re.MULTILINE) for mark in format.marks):
             if format.refusal:
                 raise InputError(f'{source} ({format.name}) has no equal here: {format.refusal}')
-            return _convert(format._replace(**properties_in(meta, chosen)), chosen, state)
-    return _as_they_are(tensors, prefix)
+            found = _convert(format._replace(**properties_in(meta, chosen)), chosen, state)
+            return found._replace(source=source)
+    return _as_they_are(tensors, prefix)._replace(source=source)
 
 
 def _as_they_are(tensors: dict[str, Tensor], prefix: str | None) -> Weights:
@@ -101,7 +105,7 @@ def _prefixes(names: Iterable[str], anchor: str) -> list[str]:
     return [name.removesuffix(anchor) for name in names if name == anchor or name.endswith(f'.{anchor}')]
 
 
-def _with_torch_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _with_torch_names(tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     """Parameters of layers named as in torch, for Caffe, MXNet and PaddlePaddle."""
     suffixes = {'gamma': 'weight', 'beta': 'bias', '_mean': 'running_mean', '_variance': 'running_var'}
     result = {}
@@ -112,6 +116,8 @@ def _with_torch_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         elif layer.endswith('/bn'):  # Caffe's BatchNorm
             if parameter != '2':  # the factor by which the others have to be divided
                 factor = tensors.get(f'{layer}.2')
+                if factor is not None and (factor.is_meta or factor.is_sparse or factor.numel() != 1):
+                    raise InputError(f'{source}: {layer}.2 is a factor of statistics, and not one number')
                 scale = 1 if factor is None or factor.item() == 0 else 1 / factor.item()
                 result[f'{layer}.{("running_mean", "running_var")[int(parameter)]}'] = tensor * scale
         elif parameter == '2':  # of no layer that these projects have
@@ -157,8 +163,10 @@ def _convert(format: Format, prefix: str, tensors: dict[str, Tensor]) -> Weights
 
 def _to_torch(name: str, tensor: Tensor, format: Format) -> Tensor:
     """A tensor in the layout of this package's parameter of that name."""
+    if tensor.layout is not torch.strided:  # no layout that a model takes
+        return tensor
     if tensor.dim() == 2 and '.se_layer.' in name:
         return (tensor.t() if format.transposes else tensor)[:, :, None, None]
-    if format.bgr and name in ('conv1.weight', 'stem.0.weight', 'stem.0.conv.weight'):
+    if format.bgr and tensor.dim() == 4 and name in ('conv1.weight', 'stem.0.weight', 'stem.0.conv.weight'):
         return tensor.flip(1)
     return tensor

@@ -420,3 +420,43 @@ def test_what_strict_false_allows_is_a_warning(tmp_path, monkeypatch):
     load_backbone(SEResNet(18), str(tmp_path / 'a.pth'), strict=False)
     warnings = [text for level, text in logged if level == logging.WARNING]
     assert any('1 (layer3.1.conv1.weight) are missing and start afresh' in text for text in warnings)
+
+
+BLOCK = 'layer1.0.'
+
+
+@pytest.mark.parametrize(
+    'name, shape',
+    [
+        *((name, shape) for name in ('conv1.weight', f'{BLOCK}conv1.weight') for shape in ((), (3,))),
+        *((f'{BLOCK}conv2.weight', shape) for shape in ((), (3,), (0, 0, 0, 0))),
+        *((f'{BLOCK}conv3.weight', shape) for shape in ((), (0,))),
+        *((f'{BLOCK}se_layer.conv1.conv.weight', shape) for shape in ((), (3,), None)),
+        (f'{BLOCK}se_layer.conv2.conv.weight', None),
+    ],
+)
+def test_shapes_of_no_convolution_and_incomplete_se(name, shape, tmp_path):
+    """One line, whichever tensor it is; ``None`` leaves the tensor out."""
+    model = SEResNet(50, base_channels=16)
+    state = model.state_dict()
+    state.pop(name)
+    if shape is not None:
+        state[name] = torch.ones(shape)
+    torch.save(state, tmp_path / 'a.pth')
+    found = re.escape(f'{name} has shape {shape}')
+    with pytest.raises(InputError, match=f'{found}|is incomplete|does not fit') as caught:
+        load_backbone(model, tmp_path / 'a.pth')
+    assert f'checkpoint {tmp_path / "a.pth"}' in str(caught.value) and '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('name', [3, None, (1, 2), b'conv1.weight', 'x' * 1001])
+def test_names_that_are_no_names(name, tmp_path):
+    torch.save({**SEResNet(18).state_dict(), name: torch.ones(2)}, tmp_path / 'a.pth')
+    with pytest.raises(InputError, match=r'a\.pth is damaged .*: not all names of its tensors are text of up to 1000'):
+        load_backbone(SEResNet(18), tmp_path / 'a.pth')
+
+
+def test_factors_that_are_no_numbers(tmp_path):
+    torch.save({'conv1/bn.0': torch.ones(2), 'conv1/bn.2': torch.ones(2)}, tmp_path / 'a.pth')
+    with pytest.raises(InputError, match=r'a\.pth: conv1/bn\.2 is a factor of statistics, and not one number'):
+        load_backbone(SEResNet(18), tmp_path / 'a.pth')

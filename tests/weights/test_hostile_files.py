@@ -1,7 +1,11 @@
 """Crafted files: what is refused, and which torch cannot refuse all of them."""
 
 import io
+import os
 import pickle
+import re
+import runpy
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -104,6 +108,60 @@ def test_programs_are_refused(tmp_path):
     for trusted in (False, True):
         with pytest.raises(InputError, match=words):
             read_checkpoint(tmp_path / 'a.pth', unsafe_pickle=trusted)
+
+
+class Calls:
+    """Would call a function when unpickled."""
+
+    def __init__(self, function, *arguments):
+        self.reduced = function, arguments
+
+    def __reduce__(self):
+        return self.reduced
+
+
+PAYLOADS = {
+    'posix.system': Calls(os.system, 'touch was_run'),
+    'eval': Calls(eval, 'open("was_run", "w")'),
+    'shutil.copyfile': Calls(shutil.copyfile, 'a.pth', 'was_run'),
+    'runpy._run_code': Calls(runpy._run_code, 'open("was_run", "w")', {}),
+    'sys.exit': Calls(sys.exit, 0),
+}
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.parametrize('function', PAYLOADS)
+def test_code_is_named_and_no_message_says_how_to_run_it(function, zipped, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(dict(state_dict=WEIGHTS, meta=PAYLOADS[function]), 'a.pth', _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InputError, match=rf'a\.pth is refused: it holds {function}, which could run code') as caught:
+        read_checkpoint('a.pth')
+    assert 'weights_only' not in str(caught.value) and not os.path.exists('was_run')
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_broken_pickles_are_no_reason_to_run_code(zipped, tmp_path):
+    """torch gives its advice for whatever its unpickler cannot read."""
+    torch.save(dict(state_dict=WEIGHTS), tmp_path / 'whole', _use_new_zipfile_serialization=zipped)
+    messages = set()
+    for old, new in ((b'}', b']'), (b'\x85', b'0'), (b'Q', b'0'), (b'R', b'b'), (b's.', b'a.'), (b'u.', b'b.')):
+        content = (tmp_path / 'whole').read_bytes()
+        if zipped:
+            buffer = io.BytesIO()
+            with zipfile.ZipFile(tmp_path / 'whole') as source, zipfile.ZipFile(buffer, 'w') as target:
+                for item in source.infolist():
+                    record = source.read(item)
+                    target.writestr(item, record.replace(old, new) if item.filename.endswith('pkl') else record)
+            content = buffer.getvalue()
+        else:
+            content = content[:200] + content[200:].replace(old, new)
+        (tmp_path / 'a.pth').write_bytes(content)
+        try:
+            read_checkpoint(tmp_path / 'a.pth')
+        except InputError as error:
+            messages.add(str(error))
+    assert len(messages) > 2
+    assert not any(re.search('weights_only|allowlist|PyTorch 2.6', message) for message in messages), messages
 
 
 @pytest.fixture

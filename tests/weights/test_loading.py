@@ -200,3 +200,19 @@ def test_loaded_tensors_do_not_depend_on_the_file(tmp_path):
     before = [tensor.clone() for tensor in model.state_dict().values()]
     path.write_bytes(bytes(path.stat().st_size))
     assert all(torch.equal(a, b) for a, b in zip(before, model.state_dict().values(), strict=True))
+
+
+def test_sha256_in_init_cfg(tmp_path):
+    model = SEResNet(18)
+    torch.save(model.state_dict(), tmp_path / 'a.pth')
+    digest = hashlib.sha256((tmp_path / 'a.pth').read_bytes()).hexdigest()
+    cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'))
+    for digits in (digest, digest[:8], digest[:20].upper()):
+        SEResNet(18, init_cfg=dict(cfg, sha256=digits)).init_weights()
+    (tmp_path / 'a.pth').write_bytes((tmp_path / 'a.pth').read_bytes() + b'\0')
+    for digits in (digest, digest[:8]):
+        with pytest.raises(InputError, match=rf'a\.pth is refused: the SHA-256 of .* is \w{{64}}, and .*={digits}\.'):
+            SEResNet(18, init_cfg=dict(cfg, sha256=digits)).init_weights()
+    for digits in (digest[:7], digest + '0', 'x' * 64, 12345678):
+        with pytest.raises(InputError, match=r'init_cfg\.sha256=.*: give the text of 8 to 64 hexadecimal digits'):
+            load_backbone(model, tmp_path / 'a.pth', sha256=digits)

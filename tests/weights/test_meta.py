@@ -1,3 +1,5 @@
+import time
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -6,7 +8,7 @@ from se_mm.engine.weight_checks import check_normalisation
 from se_mm.models import SEResNet
 from se_mm.utils import InputError
 from se_mm.weights import load_backbone
-from se_mm.weights.meta import written_config
+from se_mm.weights.meta import properties_in, written_config
 
 BGR = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False)
 
@@ -43,3 +45,18 @@ def test_only_plain_data_is_read(tmp_path):
     assert written_config(text) == dict(y=dict(a=[1, [2, -3]], b=None))
     assert not (tmp_path / 'made').exists()
     assert written_config('((((') == written_config(None) == written_config('(' * 100000) == {}
+
+
+@pytest.mark.parametrize('start', ['a = [', 'a = 1\n', ''])
+def test_endless_configs_are_not_parsed(start):
+    began = time.monotonic()
+    assert written_config(start + 'a=1\n' * 5_000_000) == {}
+    assert time.monotonic() - began < 2
+    assert written_config('a = 1\n# ' + 'x' * 200_000) == dict(a=1)
+
+
+def test_normalisation_of_no_numbers_is_left_out():
+    backbone = dict(type='SEResNet')
+    for mean in (['a', 'b', 'c'], [None] * 3, [[1]] * 3):
+        images = dict(mean=mean, std=[1.0] * 3)
+        assert properties_in(dict(backbone=backbone, data_preprocessor=images), '')['normalisation'] is None
