@@ -10,14 +10,16 @@ from mmengine.registry import DATASETS
 from se_mm.utils import InputError
 
 from .coco import check_coco, reads_coco_files
+from .folders import listed_images, reads_lists
 from .places365 import Places365
 
 
-def check_dataset(dataset: dict) -> tuple[int, str] | None:
+def check_dataset(dataset: dict, alone: bool = False) -> tuple[int, str] | None:
     """Check that the files of a data set are there and fit each other.
 
     Args:
         dataset: its config.
+        alone: no other data set is trained on, so that this one needs something to learn from.
 
     Returns:
         The number of classes and the file that says so; None if that is not known.
@@ -45,4 +47,7 @@ def check_dataset(dataset: dict) -> tuple[int, str] | None:
             f'data_root {root} {state}: put the data set ({cls.__name__}) there, or set data_root to where it is, '
             '--cfg-options data_root=FOLDER'
         )
-    return check_coco(dataset, cls) if reads_coco_files(cls) else None
+    if reads_lists(cls):
+        listed_images(dataset, cls)
+        return None
+    return check_coco(dataset, cls, alone) if reads_coco_files(cls) else None

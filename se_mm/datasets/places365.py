@@ -11,6 +11,8 @@ from mmengine.dataset import BaseDataset
 from se_mm.registry import DATASETS
 from se_mm.utils import InputError
 
+from .text import read_list
+
 SPLITS = dict(
     train_standard='places365_train_standard.txt',
     train_challenge='places365_train_challenge.txt',
@@ -61,16 +63,9 @@ class Places365(BaseDataset):
         path = self.root / name
         if not self.root.is_dir():
             raise InputError(f'Places365 folder {self.root} does not exist: set data_root, or put the data there')
-        if not path.is_file():
+        if not path.exists():
             raise InputError(f'{path} is missing: it is one of the official lists and belongs there ({DOWNLOAD})')
-        entries = []
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            if not line.strip():
-                continue
-            key, _, label = line.rpartition(' ')
-            if not key or not label.isdigit():
-                raise InputError(f'{path}, line {number}: expected "<path> <number>", found {line!r}')
-            entries.append((number, key, int(label)))
+        entries = read_list(path)
         if not entries:
             raise InputError(f'{path} is empty: download it again ({DOWNLOAD})')
         return entries

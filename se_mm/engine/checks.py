@@ -106,7 +106,7 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
         datasets = list(leaf_datasets((cfg.get(f'{split}_dataloader') or {}).get('dataset')))
         for dataset in datasets:
             if dataset not in checked:
-                if (classes := check_dataset(dataset)) and classes[0]:
+                if (classes := check_dataset(dataset, alone=split == 'train' and len(datasets) == 1)) and classes[0]:
                     check_num_classes(cfg, *classes)
                 checked.append(dataset)
         if len(datasets) == 1:

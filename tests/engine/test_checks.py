@@ -79,7 +79,7 @@ def test_annotation_file(root, annotations):
         annotations.path.unlink() if damaged is None else annotations.path.write_text(damaged)
         assert_words(problem(DETECTOR, root), 'annotations/train.json', word)
     annotations.path.write_bytes(b'\xff\xfe\x00')
-    assert_words(problem(DETECTOR, root), 'annotations/train.json', 'truncated or not JSON')
+    assert_words(problem(DETECTOR, root), 'annotations/train.json', 'is UTF-16')
 
 
 @pytest.mark.parametrize(
