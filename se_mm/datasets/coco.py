@@ -11,9 +11,8 @@ from mmengine.logging import print_log
 from se_mm.utils import InputError
 
 from .coco_boxes import check_boxes
+from .images import MAX_PIXELS, MAX_SIDE, check_images
 from .text import read_json, shown
-
-MAX_SIDE, MAX_PIXELS = 1 << 20, 1 << 30  # OpenCV refuses larger images
 
 
 def reads_coco_files(cls: type) -> bool:
@@ -23,13 +22,14 @@ def reads_coco_files(cls: type) -> bool:
     return coco is not None and all(getattr(cls, name) is getattr(coco, name) for name in methods)
 
 
-def check_coco(dataset: dict, cls: type, alone: bool = False) -> tuple[int, str]:
+def check_coco(dataset: dict, cls: type, alone: bool = False, skippable: int | None = None) -> tuple[int, str]:
     """Check a COCO annotation file against its images and against the classes of the config.
 
     Args:
         dataset: config of the data set.
         cls: its class, :func:`reads_coco_files` of which is true.
         alone: no other data set is trained on, so that this one needs a usable box.
+        skippable: how many broken images training may replace, see :func:`check_images`.
 
     Returns:
         The number of classes, 0 if neither class nor config names any, and the path of the annotation file.
@@ -68,7 +68,7 @@ def check_coco(dataset: dict, cls: type, alone: bool = False) -> tuple[int, str]
     usable = check_boxes(path, annotations, images, categories)
     if not any(a['image_id'] in large and a['category_id'] in used for a in usable):
         _report_no_box(path, annotations, training, needed=alone or bool(rules.get('filter_empty_gt')))
-    _check_image_files(os.path.join(root, (dataset.get('data_prefix') or {}).get('img', '')), images, path)
+    _check_image_files(os.path.join(root, (dataset.get('data_prefix') or {}).get('img', '')), images, path, skippable)
     return len(classes), path
 
 
@@ -183,20 +183,14 @@ def _warn(message: str) -> None:
     print_log(message, logger='current', level=logging.WARNING)
 
 
-def _check_image_files(folder: str, images: dict, path: str) -> None:
+def _check_image_files(folder: str, images: dict, path: str, skippable: int | None) -> None:
     if not os.path.isdir(folder):
         raise InputError(f'image folder {folder} does not exist: put the images there, or set data_prefix')
-    sizes = {entry.name: entry.stat().st_size for entry in os.scandir(folder) if entry.is_file()}
-    bad = []
-    for image in images.values():
-        name = image['file_name']
-        size = sizes.get(name)
-        if size is None and os.path.dirname(name) and os.path.isfile(os.path.join(folder, name)):
-            size = os.path.getsize(os.path.join(folder, name))
-        if not size:
-            bad.append((os.path.join(folder, name), 'missing' if size is None else 'empty'))
-    if bad:
-        raise InputError(
-            f'{len(bad)} of {len(images)} images listed in {path} are missing or empty, '
-            f'the first is {bad[0][0]} ({bad[0][1]})'
-        )
+    listed = {os.path.join(folder, image['file_name']): image for image in images.values()}
+    differ = []
+    for name, size in check_images(list(listed), path, skippable).items():
+        said = listed[name]['width'], listed[name]['height']
+        if sorted(size) != sorted(said):  # cameras note that an image is to be turned
+            differ.append(f'{name} ({size[0]}x{size[1]}, not {said[0]}x{said[1]})')
+    if differ:
+        _warn(f'{path}: {len(differ)} of {len(images)} images have another size than it says, the first is {differ[0]}')

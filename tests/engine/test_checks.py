@@ -147,10 +147,10 @@ def test_images(root):
     assert_words(problem(DETECTOR, root), f'image folder {root}/train/ does not exist')
 
 
-def test_corrupt_image_is_named_when_it_is_read(root):
+def test_corrupt_image_is_named_before_and_when_it_is_read(root):
     (root / 'train' / '000001.jpg').write_bytes(b'not an image')
+    assert_words(problem(DETECTOR, root), '1 of 16 images', "train/000001.jpg (no image, begins with b'not ')")
     cfg = load_config(DETECTOR, options(DETECTOR, root))
-    check_config(cfg, training=True)
     with pytest.raises(AssertionError, match=r'train/000001\.jpg'):
         DATASETS.build(cfg.train_dataloader.dataset)[0]
 
