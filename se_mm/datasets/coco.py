@@ -12,7 +12,7 @@ from se_mm.utils import InputError
 
 from .coco_boxes import check_boxes
 from .images import MAX_PIXELS, MAX_SIDE, check_images
-from .text import read_json, shown
+from .text import is_path, read_json, shown
 
 
 def reads_coco_files(cls: type) -> bool:
@@ -80,15 +80,11 @@ def _is_id(value: object) -> bool:
     return isinstance(value, str) or _is_integer(value)
 
 
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and bool(value) and '\0' not in value
-
-
 def _is_side(value: object) -> bool:
     return type(value) in (int, float) and 1 <= value <= MAX_SIDE  # false of NaN
 
 
-ID, NAME = (_is_id, 'a whole number or text'), (_is_name, 'text')
+ID, NAME = (_is_id, 'a whole number or text'), (is_path, 'text of at most 1024 characters')
 SIDE = (_is_side, f'a number of pixels from 1 to {MAX_SIDE}')
 FIELDS = dict(
     images=dict(id=ID, file_name=NAME, width=SIDE, height=SIDE),

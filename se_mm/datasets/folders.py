@@ -6,7 +6,7 @@ import os
 
 from se_mm.utils import InputError
 
-from .text import read_list, read_text
+from .text import is_path, read_list, read_text, shown
 
 
 def reads_lists(cls: type) -> bool:
@@ -52,6 +52,8 @@ def _check_list(path: str, classes: tuple | list, with_label: bool) -> None:
     if not lines:
         raise InputError(f'{path} is empty: copy it again')
     if not with_label:
+        if bad := [i for i, line in enumerate(lines, 1) if not is_path(line)]:
+            raise InputError(f'{path}, line {bad[0]}: expected a path, found {shown(lines[bad[0] - 1])}')
         return
     for number, key, label in read_list(path):
         if classes and label >= len(classes):

@@ -80,12 +80,19 @@ def read_list(path: str | os.PathLike) -> list[tuple[int, str, int]]:
         if not line.strip():
             continue
         key, _, label = line.strip().rpartition(' ')
-        if not key or not (label.isascii() and label.isdigit() and len(label) < 10):
+        if not is_path(key) or not (label.isascii() and label.isdigit() and len(label) < 10):
             raise InputError(f'{path}, line {number}: expected "<path> <number>", found {shown(line)}')
         if '..' in key.split('/'):
             raise InputError(f'{path}, line {number}: {shown(key)} leaves the folder of the images')
         entries.append((number, key.rstrip(), int(label)))
     return entries
+
+
+def is_path(value: object) -> bool:
+    """Whether a value can be the path of a file: text of usual length without control characters."""
+    if not isinstance(value, str) or not 0 < len(value) <= 1024:
+        return False
+    return not any(char < ' ' or '\ud800' <= char <= '\udfff' for char in value)
 
 
 def shown(value: object) -> str:

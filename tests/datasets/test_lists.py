@@ -60,6 +60,7 @@ def test_a_good_list_passes(root, kind):
         (lambda text: text.encode() + b'd/desert/sand/x.jpg ' + b'9' * 5000, 'line 33: expected'),
         (lambda text: text.encode() + b'/d/../sand/x.jpg 0', 'leaves the folder'),
         (lambda text: text.encode() + b'/d/desert/sand/x.jpg 8', 'line 33'),
+        (lambda text: text.encode() + b'9' * 5000 + b' 0', 'line 33: expected'),
         (lambda text: b'', 'is empty'),
     ],
     ids=lambda value: value if isinstance(value, str) else '',
