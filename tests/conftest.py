@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,9 @@ import torch
 
 if not torch.cuda.is_available():  # has to be set before Triton is imported
     os.environ['TRITON_INTERPRET'] = '1'
+
+CACHE = tempfile.TemporaryDirectory()
+os.environ['SE_MM_CACHE'] = CACHE.name  # also of the programs that tests start
 
 import se_mm.mmcv_ext  # noqa: E402, F401  operators, where mmcv has none
 from se_mm.datasets.drawn import write_scenes, write_shapes  # noqa: E402

@@ -1,15 +1,18 @@
 """Train a detector or a classifier from an OpenMMLab config."""
 
 import argparse
+import logging
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
-from mmengine.dist import all_gather_object
+from mmengine.config import Config, ConfigDict
+from mmengine.dist import all_gather_object, is_main_process
+from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 import se_mm  # noqa: F401  registers the backbones
+from se_mm.datasets.skip_broken import replaced, skip_broken
 from se_mm.engine import check_config, guard, init_distributed, once_per_machine
 from se_mm.engine.arguments import add_arguments, apply_arguments, parse_arguments
 from se_mm.utils import InputError
@@ -31,6 +34,13 @@ def parse_args():
         metavar='CHECKPOINT',
         help='resume from CHECKPOINT, or without a value from the latest of the work dir',
     )
+    parser.add_argument(
+        '--skip-broken',
+        type=int,
+        default=0,
+        metavar='N',
+        help='replace up to N broken training images by others; WORK_DIR/broken_images.txt lists them',
+    )
     add_arguments(parser)
     return parse_arguments(parser)
 
@@ -49,6 +59,8 @@ def apply_args(cfg: Config, args: argparse.Namespace) -> None:
         cfg.resume, cfg.load_from = True, None
     elif args.resume:
         cfg.resume, cfg.load_from = True, args.resume
+    if args.skip_broken < 0:
+        raise InputError(f'--skip-broken {args.skip_broken}: expected 0 or more images')
 
 
 def main():
@@ -68,9 +80,26 @@ def main():
             f'machines would resume from different checkpoints, {" and ".join(sorted(map(str, found)))}: put the '
             'right one where all find it and name it, --resume CHECKPOINT'
         )
-    once_per_machine(lambda: check_config(cfg, training=True, checkpoint=checkpoint))
+    record = Path(cfg.work_dir, 'broken_images.txt')
+
+    def check():
+        check_config(cfg, training=True, checkpoint=checkpoint, skip_broken=args.skip_broken)
+        if not cfg.get('resume'):
+            record.unlink(missing_ok=True)  # of an earlier run
+
+    once_per_machine(check)
+    if dataset := (cfg.get('train_dataloader') or {}).get('dataset'):
+        cfg.train_dataloader.dataset = ConfigDict(skip_broken(dataset, args.skip_broken, str(record)))
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    runner.train()
+    try:
+        runner.train()
+    finally:
+        if is_main_process() and (names := replaced(record)):
+            print_log(
+                f'{len(names)} broken images were replaced by others, see {record}: {", ".join(names)}',
+                logger='current',
+                level=logging.WARNING,
+            )
 
 
 if __name__ == '__main__':

@@ -2,6 +2,7 @@
 
 from .cached import LoadImageOnce
 from .places365 import Places365
+from .skip_broken import SkipBroken
 from .svhn import SVHN
 
-__all__ = ['SVHN', 'LoadImageOnce', 'Places365']
+__all__ = ['SVHN', 'LoadImageOnce', 'Places365', 'SkipBroken']

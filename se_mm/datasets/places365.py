@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from pathlib import Path
 
 from mmengine.dataset import BaseDataset
 
 from se_mm.registry import DATASETS
 from se_mm.utils import InputError
+
+from .images import check_images
+from .text import read_list
 
 SPLITS = dict(
     train_standard='places365_train_standard.txt',
@@ -61,16 +63,9 @@ class Places365(BaseDataset):
         path = self.root / name
         if not self.root.is_dir():
             raise InputError(f'Places365 folder {self.root} does not exist: set data_root, or put the data there')
-        if not path.is_file():
+        if not path.exists():
             raise InputError(f'{path} is missing: it is one of the official lists and belongs there ({DOWNLOAD})')
-        entries = []
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            if not line.strip():
-                continue
-            key, _, label = line.rpartition(' ')
-            if not key or not label.isdigit():
-                raise InputError(f'{path}, line {number}: expected "<path> <number>", found {line!r}')
-            entries.append((number, key, int(label)))
+        entries = read_list(path)
         if not entries:
             raise InputError(f'{path} is empty: download it again ({DOWNLOAD})')
         return entries
@@ -113,25 +108,14 @@ class Places365(BaseDataset):
             data_list.append(dict(img_path=f'{images}/{key.lstrip("/")}', gt_label=label))
         return data_list
 
-    def check_images(self) -> None:
-        """Look whether every listed image is there.
+    def check_images(self, skippable: int | None = None) -> None:
+        """Check that every listed image is there and whole, see :func:`se_mm.datasets.images.check_images`.
 
         Raises:
-            InputError: naming how many images are missing and the first of them.
+            InputError: naming how many images are missing or broken and the first of them.
         """
-        listed = defaultdict(list)
-        for i in range(len(self)):
-            folder, name = os.path.split(self.get_data_info(i)['img_path'])
-            listed[folder].append(name)
-        missing = []
-        for folder, names in listed.items():
-            present = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-            missing += [f'{folder}/{name}' for name in names if name not in present]
-        if missing:
-            raise InputError(
-                f'{len(missing)} of {len(self)} images listed in {self.root / SPLITS[self.split]} are missing, '
-                f'the first is {missing[0]}: unpack the whole archive there ({DOWNLOAD})'
-            )
+        paths = [self.get_data_info(i)['img_path'] for i in range(len(self))]
+        check_images(paths, str(self.root / SPLITS[self.split]), skippable)
 
     def prepare_data(self, idx: int) -> dict:
         """Load and transform an image; an unreadable one is named."""

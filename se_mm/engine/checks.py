@@ -19,13 +19,14 @@ from .weight_checks import check_checkpoint, check_frozen, check_pretrained
 CLASS_HEAD = re.compile(r'\.(bbox_head|mask_head|head)(\.\d+)?$')
 
 
-def check_config(cfg: Config, *, training: bool, checkpoint: str | None = None) -> None:
+def check_config(cfg: Config, *, training: bool, checkpoint: str | None = None, skip_broken: int = 0) -> None:
     """Check the packages, the model, the checkpoints and the data that a config names.
 
     Args:
         cfg: the config, command line merged.
         training: look at the data of training and validation; otherwise of test.
         checkpoint: file that will be loaded or resumed from.
+        skip_broken: how many broken images training may replace.
 
     Raises:
         InputError: the first thing that is wrong, with its remedy.
@@ -42,7 +43,7 @@ def check_config(cfg: Config, *, training: bool, checkpoint: str | None = None) 
         if checkpoint is None:
             check_frozen(cfg, model)
         check_sync_norms(cfg, model)
-    check_data(cfg, ('train', 'val') if training else ('test',))
+    check_data(cfg, ('train', 'val') if training else ('test',), skip_broken)
 
 
 def check_compiler(wanted_by: str) -> None:
@@ -91,12 +92,13 @@ def check_sync_norms(cfg: Config, model: nn.Module) -> None:
     )
 
 
-def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
+def check_data(cfg: Config, splits: tuple[str, ...], skip_broken: int = 0) -> None:
     """Check the files of data sets, and that heads and evaluators fit them.
 
     Args:
         cfg: the config.
         splits: of 'train', 'val' and 'test'.
+        skip_broken: how many broken images of a data set training may replace.
 
     Raises:
         InputError: the first thing that is wrong, with its remedy.
@@ -106,7 +108,9 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
         datasets = list(leaf_datasets((cfg.get(f'{split}_dataloader') or {}).get('dataset')))
         for dataset in datasets:
             if dataset not in checked:
-                if (classes := check_dataset(dataset)) and classes[0]:
+                training = split == 'train'
+                classes = check_dataset(dataset, training and len(datasets) == 1, skip_broken if training else None)
+                if classes and classes[0]:
                     check_num_classes(cfg, *classes)
                 checked.append(dataset)
         if len(datasets) == 1:

@@ -120,7 +120,7 @@ def test_what_is_wrong_is_named(root, damage):
 def test_missing_images_are_counted(root):
     for i in (1, 2):
         (root / f'data_256/m/mountain/{i:08d}.jpg').unlink()
-    with pytest.raises(InputError, match=r'2 of 32 images .* the first is .*data_256/m/mountain/00000001.jpg'):
+    with pytest.raises(InputError, match=r'2 of 32 images .* broken: .*data_256/m/mountain/00000001.jpg'):
         Places365(root).check_images()
 
 

@@ -79,7 +79,7 @@ def test_annotation_file(root, annotations):
         annotations.path.unlink() if damaged is None else annotations.path.write_text(damaged)
         assert_words(problem(DETECTOR, root), 'annotations/train.json', word)
     annotations.path.write_bytes(b'\xff\xfe\x00')
-    assert_words(problem(DETECTOR, root), 'annotations/train.json', 'truncated or not JSON')
+    assert_words(problem(DETECTOR, root), 'annotations/train.json', 'is UTF-16')
 
 
 @pytest.mark.parametrize(
@@ -147,10 +147,10 @@ def test_images(root):
     assert_words(problem(DETECTOR, root), f'image folder {root}/train/ does not exist')
 
 
-def test_corrupt_image_is_named_when_it_is_read(root):
+def test_corrupt_image_is_named_before_and_when_it_is_read(root):
     (root / 'train' / '000001.jpg').write_bytes(b'not an image')
+    assert_words(problem(DETECTOR, root), '1 of 16 images', "train/000001.jpg (no image, begins with b'not ')")
     cfg = load_config(DETECTOR, options(DETECTOR, root))
-    check_config(cfg, training=True)
     with pytest.raises(AssertionError, match=r'train/000001\.jpg'):
         DATASETS.build(cfg.train_dataloader.dataset)[0]
 
