@@ -5,18 +5,16 @@ Everything is done by other programs; importing nothing heavy, this one shows wh
 """
 
 import argparse
-import re
 import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
 
+from follow import ROOT, TOOLS, run, train_and_test
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-ROOT = Path(__file__).resolve().parents[1]
-TOOLS = ROOT / 'tools'
 # Config and the seconds that training and test took on 2 CPU cores, for the estimate.
 RUNS = dict(
     faster_rcnn_r18_shapes=(110, 12),
@@ -27,9 +25,6 @@ RUNS = dict(
 DATA, REPORT = 'drawing the data', 'report page'
 OTHER_SECONDS = {DATA: 8, REPORT: 20}
 COMPARISONS = dict(detection=list(RUNS)[:2], scenes=list(RUNS)[2:])
-EPOCHS = re.compile(r'max_epochs=(\d+)')
-TRAINED = re.compile(r'Epoch\(train\)\s+\[(\d+)\]\[\s*(\d+)/(\d+)\].*eta')
-TESTED = re.compile(r'Epoch\(test\)\s+\[\s*(\d+)/(\d+)\]')
 
 
 def config_path(name: str) -> Path:
@@ -44,43 +39,6 @@ def remaining(total: float, done: float, elapsed: float) -> timedelta:
 class RemainingColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text(f'{remaining(task.total, task.completed, task.elapsed)} left')
-
-
-def run(command: list, log: Path, advance=lambda part: None) -> None:
-    """Run a command, its output into ``log``, reporting the finished part of a training or test."""
-    epochs = None
-    with log.open('w') as file:
-        process = subprocess.Popen(
-            [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
-        )
-        try:
-            for line in process.stdout:
-                file.write(line)
-                epochs = epochs or (int(found[1]) if (found := EPOCHS.search(line)) else None)
-                if epochs and (found := TRAINED.search(line)):
-                    epoch, step, steps = (int(group) for group in found.groups())
-                    advance((epoch - 1 + step / steps) / epochs)
-                elif found := TESTED.search(line):
-                    advance(int(found[1]) / int(found[2]))
-        finally:
-            process.terminate()
-            process.wait()
-    if process.returncode:
-        tail = ''.join(log.read_text().splitlines(keepends=True)[-15:])
-        sys.exit(f'error: {" ".join(str(part) for part in command)} failed, see {log}:\n{tail}')
-
-
-def train_and_test(name: str, work: Path, processes: int, advance) -> None:
-    """Train, from the latest checkpoint if there is one, and evaluate the checkpoint that was saved."""
-    folder = work / name
-    folder.mkdir(parents=True, exist_ok=True)
-    train, test = RUNS[name]
-    share = train / (train + test)
-    command = [TOOLS / 'dist_train.sh', config_path(name), processes, '--work-dir', folder, '--resume']
-    run(command, folder / 'train.log', lambda part: advance(share * part))
-    checkpoint = (folder / 'last_checkpoint').read_text().strip()
-    command = [TOOLS / 'dist_test.sh', config_path(name), checkpoint, processes, '--work-dir', folder]
-    run(command, folder / 'test.log', lambda part: advance(share + (1 - share) * part))
 
 
 def count_gpus() -> int:
@@ -121,10 +79,13 @@ def main():
                 run(command, work / 'report.log')
             else:
                 train_and_test(
-                    name,
-                    work,
-                    processes,
-                    lambda part, start=done, whole=seconds: progress.update(bar, completed=start + part * whole),
+                    config_path(name),
+                    work / name,
+                    processes=processes,
+                    share=RUNS[name][0] / seconds,
+                    advance=lambda part, start=done, whole=seconds: progress.update(
+                        bar, completed=start + part * whole
+                    ),
                 )
             done += seconds
         progress.update(bar, description='done', completed=done)

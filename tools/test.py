@@ -8,6 +8,7 @@ from mmcv.cnn import fuse_conv_bn
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
+from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from rich import print as rich_print
@@ -15,7 +16,7 @@ from rich.table import Table
 
 import se_mm  # noqa: F401  registers the backbones
 from se_mm.engine import check_config, guard, init_distributed, once_per_machine
-from se_mm.engine.arguments import add_arguments, parse_arguments
+from se_mm.engine.arguments import add_arguments, apply_arguments, parse_arguments
 from se_mm.engine.drawing import DrawInChild
 from se_mm.engine.results import coco_metrics, save_predictions, write_metrics
 from se_mm.utils import InputError
@@ -95,6 +96,7 @@ def print_table(metrics: dict) -> None:
 def main():
     args = parse_args()
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
+    apply_arguments(cfg, args)
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise InputError(f'--out {args.out}: the name has to end in .pkl or .pickle')
     if args.fuse_conv_bn and any(type_name(hook) == 'EMAHook' for hook in cfg.get('custom_hooks') or ()):
@@ -126,6 +128,9 @@ def main():
     if args.fuse_conv_bn:
         runner.load_or_resume()
         fuse_conv_bn(runner.model)
+    if cfg.get('compile'):  # MMEngine compiles training steps only
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model.compile(**(cfg.compile if isinstance(cfg.compile, dict) else {}))
     metrics = runner.test()
     if is_main_process():
         if kinds:

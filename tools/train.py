@@ -11,7 +11,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 import se_mm  # noqa: F401  registers the backbones
 from se_mm.engine import check_config, guard, init_distributed, once_per_machine
-from se_mm.engine.arguments import add_arguments, parse_arguments
+from se_mm.engine.arguments import add_arguments, apply_arguments, parse_arguments
 from se_mm.utils import InputError
 from se_mm.utils.config import load_config
 from se_mm.weights import fetch
@@ -54,6 +54,7 @@ def apply_args(cfg: Config, args: argparse.Namespace) -> None:
 def main():
     args = parse_args()
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
+    apply_arguments(cfg, args)
     apply_args(cfg, args)
     init_distributed(cfg, args.launcher)
     if cfg.get('load_from'):

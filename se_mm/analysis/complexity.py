@@ -15,8 +15,15 @@ SMALL_IMAGES = ('CIFAR10', 'CIFAR100', 'SVHN')  # 32x32
 
 
 def input_size(cfg: Config) -> tuple[int, int]:
-    """Height and width of a test image, from the last transform of the config that sets a size."""
+    """Height and width of a test image, from the last transform of the config that sets a size.
+
+    Images that are tested as they are have the size of the crops that training takes from them.
+    """
     shape = (224, 224)
+    for dataset in leaf_datasets((cfg.get('train_dataloader') or {}).get('dataset')):
+        for _, transform in config_parts(dataset.get('pipeline'), 'pipeline'):
+            if type_name(transform) == 'RandomCrop' and isinstance(size := transform.get('crop_size'), int):
+                shape = (size, size)
     for dataset in leaf_datasets(cfg.get('test_dataloader', {}).get('dataset')):
         if type_name(dataset) in SMALL_IMAGES:
             shape = (32, 32)

@@ -8,6 +8,7 @@ import os
 from mmengine.config import Config, DictAction
 
 from se_mm.utils import InputError
+from se_mm.utils.config import LOADERS, config_parts, type_name
 from se_mm.weights.pickles import allow_unsafe_pickle
 
 
@@ -51,6 +52,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', help='override the config'
     )
     parser.add_argument(
+        '--channels-last',
+        action='store_true',
+        help='store maps with their channels last: faster convolutions on GPUs with half precision and on CPUs',
+    )
+    parser.add_argument(
+        '--compile', action='store_true', help='compile the model with torch.compile, which takes minutes'
+    )
+    parser.add_argument(
+        '--cache-images', action='store_true', help='keep decoded images in memory, for data sets that fit into it'
+    )
+    parser.add_argument(
         '--unsafe-pickle',
         action='store_true',
         help='DANGEROUS: let checkpoints run whatever code they hold, if you trust whoever wrote them',
@@ -66,3 +78,37 @@ def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
         allow_unsafe_pickle()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
+
+
+def apply_arguments(cfg: Config, args: argparse.Namespace) -> None:
+    """Put into a config what the shared arguments ask for.
+
+    Raises:
+        InputError: images shall be kept by workers that end with every epoch.
+    """
+    if args.channels_last:
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or ()), dict(type='se_mm.ChannelsLastHook')]
+    if args.compile:
+        cfg.compile = cfg.get('compile') or True
+    if args.cache_images:
+        cache_images(cfg)
+
+
+def cache_images(cfg: Config) -> None:
+    """Let all data sets of a config load images by :class:`se_mm.datasets.LoadImageOnce`.
+
+    Raises:
+        InputError: workers that load images end with every epoch, and what they keep with them.
+    """
+    for key in LOADERS:
+        loader = cfg.get(key)
+        if not loader:
+            continue
+        if loader.get('num_workers') and not loader.get('persistent_workers'):
+            raise InputError(
+                f'--cache-images: the workers of {key} end with every epoch: set {key}.persistent_workers=True or '
+                f'{key}.num_workers=0'
+            )
+        for _, part in config_parts(loader, key):
+            if type_name(part) == 'LoadImageFromFile':
+                part['type'] = 'se_mm.LoadImageOnce'

@@ -83,11 +83,13 @@ class SELayer(BaseModule):
             (2, 1), 'slow_excite' (1, 2), 'slow_squeeze_excite' (2, 1, 2) or 'bump' (1, 1).
         squeeze: 'avg', 'max', or 'none', which leaves out the pooling and computes gates for every
             position ("NoSqueeze", section 6).
+        gate_bias: value that the biases of the last layer start from; a sigmoid makes gates near 0.5 of 0, and gates
+            near 0.88 of 2. None leaves it to the initialisation, which has 0.
         init_cfg: initialisation config.
 
     Raises:
         ValueError: no channels, or both; a number that is no whole number from 1; unknown variant or squeeze; not
-            two activations; the squeezed width would be less than one channel.
+            two activations; the squeezed width would be less than one channel; ``gate_bias`` without biases.
     """
 
     def __init__(
@@ -102,8 +104,11 @@ class SELayer(BaseModule):
         squeeze: str = 'avg',
         init_cfg: dict | list[dict] | None = None,
         in_channels: int | None = None,
+        gate_bias: float | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        if gate_bias is not None and not bias:
+            raise ValueError(f'gate_bias={gate_bias!r} of SE: there are no biases, set bias=True or leave it out')
         if (channels is None) == (in_channels is None):
             raise ValueError('SELayer: give channels (in_channels means the same), a whole number from 1')
         channels = in_channels if channels is None else channels
@@ -128,6 +133,19 @@ class SELayer(BaseModule):
             conv = conv_type(cin, cout, 1, bias=bias)
             self.add_module(f'conv{i}', FullyConnected(conv, gate if i == len(widths) - 1 else act))
             self.layers.append(f'conv{i}')
+        self.gate_bias = gate_bias
+        self._start_gates()
+
+    def _start_gates(self) -> None:
+        if self.gate_bias is not None:
+            nn.init.constant_(getattr(self, self.layers[-1]).conv.bias, self.gate_bias)
+
+    def init_weights(self) -> None:
+        """Initialise; the network that the layer is part of has already done so by its own ``init_cfg``."""
+        first = not self.is_init
+        super().init_weights()
+        if first:
+            self._start_gates()
 
     def excite(self, z: Tensor) -> Tensor:
         """The gates s for the squeezed z, both (N, C), or without squeeze both (N, C, H, W)."""

@@ -276,6 +276,29 @@ def test_se_layer_is_the_papers_equations():
     assert torch.equal(layer.scale(x), layer.gates(x))
 
 
+@pytest.mark.parametrize('variant', ['standard', 'slow_excite'])
+def test_gates_start_from_their_bias(variant):
+    models = []
+    for extra in ({}, dict(gate_bias=2.0)):
+        torch.manual_seed(0)
+        models.append(SEResNet(18, base_channels=32, se_cfg=dict(extra, variant=variant)))
+        models[-1].init_weights()
+    usual, model = models
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, SELayer)}
+    changed = set()
+    for name, layer in layers.items():
+        gates = layer.excite(torch.zeros(2, layer.conv1.conv.in_channels))
+        torch.testing.assert_close(gates, torch.full_like(gates, 0.8808), rtol=0, atol=1e-4)
+        changed.add(f'{name}.{layer.layers[-1]}.conv.bias')
+    pairs = zip(usual.named_parameters(), model.parameters())
+    assert {name for (name, before), after in pairs if not torch.equal(before, after)} == changed
+    alone = SELayer(64, gate_bias=2.0)
+    assert alone.conv2.conv.bias.eq(2).all()
+    model.layer1[0].se_layer.conv1.conv.bias.data.fill_(5)
+    model.init_weights()  # a second time does nothing
+    assert model.layer1[0].se_layer.conv1.conv.bias.eq(5).all()
+
+
 @pytest.mark.parametrize('size', [33, 64, 97])
 @pytest.mark.parametrize('norm', [dict(type='BN'), dict(type='SyncBN'), dict(type='GN', num_groups=8), dict(type='IN')])
 def test_sizes_and_norms(norm, size):
@@ -338,6 +361,7 @@ def test_mistakes_are_named_with_the_choices(kwargs, words):
         (dict(channels=64, ratio='16'), "se_ratio='16': choose"),
         (dict(channels=64, divisor=0), 'divisor=0: choose'),
         (dict(channels=64, squeeze_channels=True), 'squeeze_channels=True: choose'),
+        (dict(channels=64, bias=False, gate_bias=2.0), 'there are no biases'),
         (dict(channels=64, act_cfg=None), 'give two configs'),
         (dict(channels=64, act_cfg=('ReLU', 'Sigmoid')), 'give two configs'),
     ],

@@ -144,10 +144,12 @@ class FunctionalCIFAR:
         return x if block == 'basic' else self.norm(f'stage3.{blocks}.0', x).relu()
 
 
-# Parameters without classifier: 1.7M for both ResNets in the papers of the networks, 11.0M for WRN-16-8.
-@pytest.mark.parametrize('arch, params', [('resnet110', 1.73), ('resnet164', 1.70), ('wrn16_8', 10.95)])
+# Parameters without classifier: 0.27M and 1.7M for the ResNets in the papers of the networks, 11.0M for WRN-16-8.
+@pytest.mark.parametrize(
+    'arch, params', [('resnet20', 0.27), ('resnet110', 1.73), ('resnet164', 1.70), ('wrn16_8', 10.95)]
+)
 def test_cifar_networks(arch, params):
-    ours = randomize(SEResNetCIFAR(arch)).double().eval()
+    ours = randomize(SEResNetCIFAR(arch, se_ratio=4)).double().eval()
     plain = SEResNetCIFAR(arch, with_se=False)
     assert sum(p.numel() for p in plain.parameters()) / 1e6 == pytest.approx(params, abs=0.02)
     image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

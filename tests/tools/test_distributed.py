@@ -55,7 +55,7 @@ def last_logged(output, name):
 def test_detector_trains_resumes_is_evaluated_and_compared(run, shapes, free_port, tmp_path):
     work = tmp_path / 'work dir'
     work.mkdir()
-    train = [TOOLS / 'dist_train.sh', DETECTOR, 2, '--work-dir', work]
+    train = [TOOLS / 'dist_train.sh', DETECTOR, 2, '--work-dir', work, '--channels-last']
     code, output = run(*train, '--auto-scale-lr', *data(shapes, 1), PORT=free_port)
     assert code == 0, output
     assert 'Distributed launcher: pytorch' in output and 'GPU number: 2' in output
@@ -65,7 +65,7 @@ def test_detector_trains_resumes_is_evaluated_and_compared(run, shapes, free_por
     logged = last_logged(output, 'coco/bbox_mAP')
 
     checkpoint = work / 'epoch_2.pth'
-    test = [TOOLS / 'dist_test.sh', DETECTOR, checkpoint, 2, '--work-dir', work, '--classwise']
+    test = [TOOLS / 'dist_test.sh', DETECTOR, checkpoint, 2, '--work-dir', work, '--channels-last', '--classwise']
     code, output = run(*test, '--out', 'all.pkl', '--show-dir', 'drawn', *data(shapes, 2), PORT=free_port)
     assert code == 0, output
     assert {path.name for path in work.rglob('drawn/*')} == {path.name for path in (shapes / 'val').iterdir()}

@@ -112,7 +112,7 @@ def test_mistakes_in_comparisons(call, tmp_path, places, message):
 def test_quickstart_shows_at_once_what_happens(run):
     """Importing torch and OpenMMLab takes seconds."""
     script = (
-        'import runpy, sys; sys.argv = sys.argv[1:]\n'
+        'import runpy, sys; sys.argv = sys.argv[1:]; sys.path[0] = sys.argv[0].rpartition("/")[0]\n'
         'try: runpy.run_path(sys.argv[0], run_name="__main__")\n'
         'finally: print(sorted({"torch", "mmengine", "se_mm"} & set(sys.modules)))'
     )

@@ -1,0 +1,2 @@
+_base_ = './faster_rcnn_r18_bccd.py'
+model = dict(backbone=dict(with_se=True))
