@@ -32,7 +32,7 @@ def check_checkpoint(path: str, model: nn.Module, *, training: bool, resume: boo
     """
     checkpoint = read_checkpoint(path)
     if resume:
-        _check_resumable(path, checkpoint)
+        check_resumable(path, checkpoint)
     weights = checkpoint['state_dict']
     try:
         load_model(model, weights, path, strict=resume or not training)
@@ -49,7 +49,8 @@ def check_checkpoint(path: str, model: nn.Module, *, training: bool, resume: boo
         ) from None
 
 
-def _check_resumable(path: str, checkpoint: dict) -> None:
+def check_resumable(path: str, checkpoint: dict) -> None:
+    """Raise InputError if a checkpoint has not all that a training goes on with."""
     missing = sorted({'meta', 'message_hub', 'optimizer'} - set(checkpoint))
     if missing:
         raise InputError(
