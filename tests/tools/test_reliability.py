@@ -36,7 +36,7 @@ def test_nan_stops_a_training(run, scenes, tmp_path, where):
             'optim_wrapper.optimizer.lr=1e30',
             "custom_hooks=[dict(type='se_mm.CheckFiniteHook',patience=2,interval=1)]",
         ],
-        weights=['optim_wrapper.optimizer.lr=nan'],
+        weights=['optim_wrapper.optimizer.lr=1e30'],
     )[where]
     train = [sys.executable, TOOLS / 'train.py', CLASSIFIER]
     code, output = run(*train, *options(scenes, 9, 'train_dataloader.batch_size=8', *more))
