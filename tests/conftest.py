@@ -61,6 +61,22 @@ def run(tmp_path):
 
 
 @pytest.fixture
+def start(tmp_path):
+    """Start a program and do not wait for it; its standard output can be read."""
+    started = []
+
+    def start_program(*command):
+        command = [str(part) for part in command]
+        started.append(subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield start_program
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
 def free_port():
     import socket
 
@@ -109,7 +125,7 @@ def compiled_operators():
 
 def pytest_itemcollected(item):
     """Programs take seconds to start."""
-    if 'run' in item.fixturenames:
+    if {'run', 'start'} & set(item.fixturenames):
         item.add_marker('slow')
 
 

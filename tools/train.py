@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 from pathlib import Path
 
 import torch
@@ -9,14 +10,21 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dist import all_gather_object, is_main_process
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
 import se_mm  # noqa: F401  registers the backbones
 from se_mm.datasets.skip_broken import replaced, skip_broken
-from se_mm.engine import check_config, guard, init_distributed, once_per_machine
+from se_mm.engine import (
+    check_config,
+    guard,
+    init_distributed,
+    once_per_machine,
+    whole_files,  # noqa: F401  checkpoints are written whole
+)
 from se_mm.engine.arguments import add_arguments, apply_arguments, parse_arguments
+from se_mm.engine.work_dirs import latest_checkpoint, lock_work_dir
 from se_mm.utils import InputError
-from se_mm.utils.config import load_config
+from se_mm.utils.config import load_config, type_name
 from se_mm.weights import fetch
 
 
@@ -55,7 +63,10 @@ def apply_args(cfg: Config, args: argparse.Namespace) -> None:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise InputError(f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size to scale from')
         cfg.auto_scale_lr.enable = True
-    if args.resume == 'auto':
+    hooks = cfg.get('custom_hooks') or []
+    if not any(type_name(hook) == 'CheckFiniteHook' for hook in hooks):
+        cfg.custom_hooks = [*hooks, dict(type='se_mm.CheckFiniteHook')]
+    if args.resume == 'auto' or int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):
         cfg.resume, cfg.load_from = True, None
     elif args.resume:
         cfg.resume, cfg.load_from = True, args.resume
@@ -71,9 +82,10 @@ def main():
     init_distributed(cfg, args.launcher)
     if cfg.get('load_from'):
         cfg.load_from = str(fetch(cfg.load_from))  # MMEngine gets the file that is checked here
+    elif cfg.get('resume'):
+        cfg.load_from = latest_checkpoint(cfg.work_dir)
+        cfg.resume = cfg.load_from is not None
     checkpoint = cfg.get('load_from')
-    if cfg.get('resume') and checkpoint is None and Path(cfg.work_dir, 'last_checkpoint').is_file():
-        checkpoint = find_latest_checkpoint(cfg.work_dir)
     found = {path and Path(path).name for path in all_gather_object(checkpoint)}
     if len(found) > 1:
         raise InputError(
@@ -81,9 +93,12 @@ def main():
             'right one where all find it and name it, --resume CHECKPOINT'
         )
     record = Path(cfg.work_dir, 'broken_images.txt')
+    locks = []  # kept until the process ends
 
-    def check():
+    def check() -> None:
         check_config(cfg, training=True, checkpoint=checkpoint, skip_broken=args.skip_broken)
+        if is_main_process():
+            locks.append(lock_work_dir(cfg.work_dir))
         if not cfg.get('resume'):
             record.unlink(missing_ok=True)  # of an earlier run
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch import nn
 
 from se_mm.registry import HOOKS
+from se_mm.utils import InputError
 
 
 @HOOKS.register_module()
@@ -25,3 +27,61 @@ class ChannelsLastHook(Hook):
         runner.model.to(memory_format=torch.channels_last)
 
     before_val = before_test = before_train
+
+
+@HOOKS.register_module()
+class CheckFiniteHook(Hook):
+    """Stop a training whose loss or weights are no finite numbers. Such weights never recover, and are not saved.
+
+    Args:
+        patience: number of iterations in a row whose loss may be NaN or infinite.
+        interval: number of iterations between two looks at the losses. Each look waits for the GPU.
+
+    Raises:
+        InputError: with the iteration and what to try.
+    """
+
+    priority = 'LOW'  # before the hook that saves checkpoints
+
+    def __init__(self, patience: int = 10, interval: int = 10) -> None:
+        if patience < 0 or interval < 1:
+            raise InputError(f'CheckFiniteHook: patience={patience} and interval={interval} have to be 0 and 1 or more')
+        self.patience, self.interval = patience, interval
+        self.in_a_row = 0  # a tensor beside the loss from the first iteration on
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: dict | None = None
+    ) -> None:
+        """Count losses that are not finite, on their device."""
+        if not isinstance(outputs, dict) or 'loss' not in outputs:
+            return
+        finite = torch.as_tensor(outputs['loss']).detach().isfinite().all()
+        self.in_a_row = torch.where(finite, 0, self.in_a_row + 1)
+        if self.every_n_train_iters(runner, self.interval) and self.in_a_row > self.patience:
+            self._stop(runner, f'the loss was NaN or infinite in {int(self.in_a_row)} iterations in a row')
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Look at the weights before they are saved."""
+        self._check(runner, _state(runner.model))
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Look at the weights that are saved within an epoch, and at averages of weights."""
+        self._check(runner, checkpoint['state_dict'])
+
+    def _check(self, runner: Runner, state: dict[str, torch.Tensor]) -> None:
+        wrong = [name for name, x in state.items() if x.is_floating_point() and not x.isfinite().all()]
+        if wrong:
+            self._stop(runner, f'{len(wrong)} tensors of the model are NaN or infinite, such as {wrong[0]}')
+
+    def _stop(self, runner: Runner, why: str) -> None:
+        saved = runner.message_hub.runtime_info.get('last_ckpt')
+        kept = f'{saved} is the last checkpoint' if saved else 'no checkpoint was written before'
+        raise InputError(
+            f'training stopped at epoch {runner.epoch + 1}, iteration {runner.iter + 1}: {why}. {kept}. Try a lower '
+            'learning rate (optim_wrapper.optimizer.lr), a longer warm-up, clipped gradients '
+            '(optim_wrapper.clip_grad.max_norm=35), or without --amp'
+        )
+
+
+def _state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return getattr(model, 'module', model).state_dict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import socket
@@ -33,6 +34,8 @@ VARIABLES = dict(
         'OMPI_COMM_WORLD_LOCAL_SIZE',
     ),
 )
+# A full disk or quota, a folder that must not be written or is none.
+FULL_OR_CLOSED = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
 STARTERS = dict(pytorch='tools/dist_train.sh or torchrun', slurm='srun', mpi="OpenMPI's mpirun")
 
 
@@ -152,7 +155,7 @@ def once_per_machine(check: Callable[[], None]) -> None:
 
 @contextmanager
 def guard() -> Iterator[None]:
-    """Frame of a tool: an InputError becomes one line on standard error and exit code 1.
+    """Frame of a tool: an InputError becomes one line on standard error and exit code 1, and so does a full disk.
 
     Checkpoints read meanwhile, by whatever library, are data, see :func:`refuse_code`.
     """
@@ -165,6 +168,14 @@ def guard() -> Iterator[None]:
             time.sleep(10)  # a launcher ends all processes with the first: then the main one has said it
         print_error(error)
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in FULL_OR_CLOSED:
+            raise
+        print_error(InputError(f'{error.filename or "a file"} cannot be written: {error.strerror}'))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print_error(InputError('interrupted'))
+        sys.exit(130)
     finally:
         if dist.is_initialized():
             # The wrapped model holds the group, and the runner's reference cycles hold the model. A

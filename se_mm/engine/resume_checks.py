@@ -16,6 +16,7 @@ ELEMENTWISE = {
     getattr(torch.optim, name)
     for name in ('SGD', 'Adam', 'AdamW', 'NAdam', 'RAdam', 'Adamax', 'Adagrad', 'Adadelta', 'RMSprop', 'Rprop', 'ASGD')
 }
+REMEDY = 'start from its weights with --cfg-options load_from={}'
 
 
 def check_resumable(path: str, checkpoint: dict, cfg: Config, model: nn.Module) -> None:
@@ -30,12 +31,7 @@ def check_resumable(path: str, checkpoint: dict, cfg: Config, model: nn.Module) 
     Raises:
         InputError: something is missing, of another kind, after the training's end, or of another optimizer.
     """
-    remedy = f'start from its weights with --cfg-options load_from={path}'
-    missing = sorted({'meta', 'message_hub', 'optimizer'} - set(checkpoint))
-    if missing:
-        raise InputError(f'checkpoint {path} cannot be resumed, it has no {", ".join(missing)}: {remedy}')
-    if isinstance(checkpoint['meta'], dict) and 'config' in checkpoint['meta']:  # MMEngine would run it; it writes cfg
-        raise InputError(f'checkpoint {path} is refused: its meta.config would be run as a program')
+    check_parts(path, checkpoint)
     fault = (
         _fault_of_meta(checkpoint['meta'], cfg)
         or _fault_of_log(checkpoint['message_hub'])
@@ -43,7 +39,18 @@ def check_resumable(path: str, checkpoint: dict, cfg: Config, model: nn.Module) 
         or _fault_of_optimizer(checkpoint['optimizer'], cfg, model)
     )
     if fault:
-        raise InputError(f'checkpoint {path} cannot be resumed: {fault}. Resume an earlier checkpoint, or {remedy}')
+        raise InputError(
+            f'checkpoint {path} cannot be resumed: {fault}. Resume an earlier checkpoint, or {REMEDY.format(path)}'
+        )
+
+
+def check_parts(path: str, checkpoint: dict) -> None:
+    """Raise InputError if a checkpoint has not all the parts that a training goes on with, or one that would be run."""
+    missing = sorted({'meta', 'message_hub', 'optimizer'} - set(checkpoint))
+    if missing:
+        raise InputError(f'checkpoint {path} cannot be resumed, it has no {", ".join(missing)}: {REMEDY.format(path)}')
+    if isinstance(checkpoint['meta'], dict) and 'config' in checkpoint['meta']:  # MMEngine would run it; it writes cfg
+        raise InputError(f'checkpoint {path} is refused: its meta.config would be run as a program')
 
 
 def _is_count(value: object) -> bool:
