@@ -192,7 +192,8 @@ def _without_advice(error: Exception) -> Exception:
     text = str(error)
     if found := re.search(r'GLOBAL (\S+)|((?:attribute|dtype|array) .*) is not allowed', text):
         return RefusedError(found[1] or found[2])
-    if re.search('[Uu]nsupported|not allowed|Can only create|unrecognized function', text):
+    unpickling = isinstance(error, pickle.UnpicklingError)  # other errors of torch are of damaged files
+    if unpickling and re.search('[Uu]nsupported|not allowed|Can only create|unrecognized function', text):
         return RefusedError('objects other than tensors and plain data')
     reason = text.rpartition('WeightsUnpickler error:')[2].strip().partition('\n')[0]
     return pickle.UnpicklingError('its pickle is broken' if re.search('weights_only|allowlist', reason) else reason)
