@@ -48,14 +48,42 @@ def _plain_dtype(name: str, align: bool = False, copy: bool = False) -> np.dtype
 _plain_dtype.__module__, _plain_dtype.__qualname__ = 'numpy', 'dtype'
 _plain_dtype.__name__ = 'dtype'
 
+
+class PlainArray(np.ndarray):
+    """Called for ``numpy.ndarray``: an array whose numbers a file has to bring, so that no small file fills the memory.
+
+    It is pickled as NumPy's own.
+    """
+
+    def __new__(cls, *_: object, **__: object) -> PlainArray:
+        raise pickle.UnpicklingError('array without numbers is not allowed')
+
+    def __reduce__(self) -> tuple:
+        return np.asarray(self).__reduce__()
+
+
+def _empty_array(kind: type, shape: tuple, code: bytes) -> np.ndarray:
+    """Called for NumPy's ``_reconstruct``: what every pickled array begins as, before it gets its numbers.
+
+    MMEngine lets ``numpy.ndarray`` stand for itself while it reads a file.
+    """
+    if kind not in (PlainArray, np.ndarray) or shape != (0,) or code not in (b'b', 'b'):
+        raise pickle.UnpicklingError('array without numbers is not allowed')
+    return np.ndarray.__new__(kind, shape, 'b')
+
+
+PlainArray.__module__, PlainArray.__qualname__, PlainArray.__name__ = 'numpy', 'ndarray', 'ndarray'
+_empty_array.__module__, _empty_array.__qualname__ = _reconstruct.__module__, _reconstruct.__qualname__
+_empty_array.__name__ = _reconstruct.__name__
+
 # What MMEngine writes beside the weights: its training log and the state of its random generators.
 SAFE_GLOBALS = [
     HistoryBuffer,
     slice,
     _read_attribute,
-    _reconstruct,
+    _empty_array,
     scalar,
-    np.ndarray,
+    PlainArray,
     _plain_dtype,
     *(type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'uint32', 'uint8')),
 ]
@@ -63,7 +91,7 @@ if Version(torch.__version__) >= Version('2.6'):
     # Checkpoints written with NumPy 1 and read with NumPy 2, or the reverse. torch 2.5 has no aliases.
     SAFE_GLOBALS += [
         (function, f'numpy.{core}.multiarray.{function.__name__}')
-        for function in (_reconstruct, scalar)
+        for function in (_empty_array, scalar)
         for core in ('core', '_core')
     ]
 
@@ -162,9 +190,10 @@ def load_torch(path: Path, unsafe_pickle: bool = False) -> object:
 def _without_advice(error: Exception) -> Exception:
     """What torch found in a file, without its advice to run the file's code."""
     text = str(error)
-    if found := re.search(r'GLOBAL (\S+)|((?:attribute|dtype) .*) is not allowed', text):
+    if found := re.search(r'GLOBAL (\S+)|((?:attribute|dtype|array) .*) is not allowed', text):
         return RefusedError(found[1] or found[2])
-    if re.search('[Uu]nsupported|not allowed|Can only create|unrecognized function', text):
+    unpickling = isinstance(error, pickle.UnpicklingError)  # other errors of torch are of damaged files
+    if unpickling and re.search('[Uu]nsupported|not allowed|Can only create|unrecognized function', text):
         return RefusedError('objects other than tensors and plain data')
     reason = text.rpartition('WeightsUnpickler error:')[2].strip().partition('\n')[0]
     return pickle.UnpicklingError('its pickle is broken' if re.search('weights_only|allowlist', reason) else reason)

@@ -1,9 +1,11 @@
 """Crafted files: what is refused, and which torch cannot refuse all of them."""
 
+import copy
 import io
 import os
 import pickle
 import re
+import resource
 import runpy
 import shutil
 import subprocess
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
 from numpy._core.multiarray import _reconstruct
 from safetensors.torch import save_file
 from torch import nn
@@ -162,6 +165,39 @@ def test_broken_pickles_are_no_reason_to_run_code(zipped, tmp_path):
             messages.add(str(error))
     assert len(messages) > 2
     assert not any(re.search('weights_only|allowlist|PyTorch 2.6', message) for message in messages), messages
+
+
+ARRAYS = {
+    'objects': Calls(np.ndarray, (1 << 27,), 'O'),
+    'bytes': Calls(np.ndarray, (1 << 40,), 'b'),
+    'empty': Calls(_reconstruct, np.ndarray, (1 << 27,), b'O'),
+    'other': Calls(_reconstruct, np.ndarray, (1 << 27,), b'd'),
+}
+
+
+@pytest.mark.parametrize('kind', ARRAYS)
+def test_small_files_do_not_fill_the_memory(kind, tmp_path):
+    """NumPy would allocate and fill a GB."""
+    torch.save(dict(state_dict=WEIGHTS, meta=ARRAYS[kind]), tmp_path / 'a.pth')
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=r'a\.pth is refused: it holds array without numbers'):
+        read_checkpoint(tmp_path / 'a.pth')
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+@pytest.mark.parametrize('protocol', [2, 3, 4, 5])
+def test_arrays_that_were_read_are_written_as_numpys(protocol, tmp_path):
+    """MMEngine saves the log that it resumed from; NumPy alone reads the log."""
+    buffer = HistoryBuffer([1.0, 2.0], [1, 1])
+    torch.save(dict(state_dict=WEIGHTS, log=buffer, plain=np.arange(6.0).reshape(2, 3).T), tmp_path / 'a.pth')
+    content = read_checkpoint(tmp_path / 'a.pth')
+    content['log'].update(3.0)
+    again = pickle.loads(pickle.dumps(copy.deepcopy(content), protocol))
+    assert again['log'].data[0].tolist() == [1, 2, 3] and again['log'].mean() == 2
+    assert type(again['plain']) is type(again['log'].data[1]) is np.ndarray
+    np.testing.assert_array_equal(again['plain'], np.arange(6.0).reshape(2, 3).T)
+    torch.save(content, tmp_path / 'b.pth')
+    np.testing.assert_array_equal(read_checkpoint(tmp_path / 'b.pth')['plain'], again['plain'])
 
 
 @pytest.fixture
