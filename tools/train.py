@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 from pathlib import Path
 
 import torch
@@ -66,7 +65,7 @@ def apply_args(cfg: Config, args: argparse.Namespace) -> None:
     hooks = cfg.get('custom_hooks') or []
     if not any(type_name(hook) == 'CheckFiniteHook' for hook in hooks):
         cfg.custom_hooks = [*hooks, dict(type='se_mm.CheckFiniteHook')]
-    if args.resume == 'auto' or int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):
+    if args.resume == 'auto':
         cfg.resume, cfg.load_from = True, None
     elif args.resume:
         cfg.resume, cfg.load_from = True, args.resume

@@ -18,6 +18,15 @@ MPI = {
 SLURM = dict(SLURM_PROCID='5', SLURM_NTASKS='8', SLURM_LOCALID='1', SLURM_NTASKS_PER_NODE='4')
 
 
+@pytest.fixture(autouse=True)
+def environment():
+    """What launchers set in it must not reach other tests."""
+    kept = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(kept)
+
+
 def test_more_processes_than_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
     check_gpus(2)

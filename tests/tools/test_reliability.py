@@ -9,19 +9,6 @@ from conftest import CONFIGS, TOOLS
 from se_mm.weights import read_checkpoint
 
 CLASSIFIER = CONFIGS / 'quickstart' / 'se_r18_scenes.py'
-# Ends the second process in epoch 2, once.
-DIES = """
-import os
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
-
-@HOOKS.register_module()
-class Dies(Hook):
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        first = os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'
-        if first and os.environ['RANK'] == '1' and runner.epoch == 1:
-            os.kill(os.getpid(), 9)
-"""
 
 
 def options(scenes, epochs, *more):
@@ -45,21 +32,6 @@ def test_nan_stops_a_training(run, scenes, tmp_path, where):
     assert 'Try a lower learning rate' in last
     for path in tmp_path.rglob('*.pth'):
         assert all(w.isfinite().all() for w in read_checkpoint(path)['state_dict'].values() if w.is_floating_point())
-
-
-def test_a_killed_process_is_started_again(run, scenes, tmp_path, free_port):
-    (tmp_path / 'dies.py').write_text(DIES)
-    config = tmp_path / 'config.py'
-    config.write_text(
-        f"_base_ = '{CLASSIFIER}'\ncustom_imports = dict(imports=['dies'])\ncustom_hooks = [dict(type='Dies')]\n"
-    )
-    train = [TOOLS / 'dist_train.sh', config, 2, *options(scenes, 2)]
-    code, output = run(*train, PORT=free_port, RESTARTS=1, PYTHONPATH=tmp_path)
-    assert code == 0, output
-    assert 'has no checkpoint: training starts at its beginning' in output and 'resumed epoch: 1' in output
-    assert (tmp_path / 'work_dirs' / 'config' / 'epoch_2.pth').is_file()
-    code, output = run(*train, RESTARTS='often')
-    assert (code, output) == (2, 'error: RESTARTS=often: a number of restarts, such as 3\n')
 
 
 def test_two_trainings_in_one_folder(run, scenes, tmp_path):
