@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from follow import ROOT, end_all, train_and_test
@@ -125,8 +125,11 @@ def main():
         follower = Follower(progress, len(todo))
         futures = [pool.submit(finish, run, folder, args, follower) for run, folder in todo]
         try:
-            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-                future.result()
+            pending = futures
+            while pending:  # short waits: a signal that another thread has received is seen between two
+                done, pending = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             end_all()
