@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from follow import ROOT, end_all, train_and_test
@@ -47,6 +47,7 @@ def parse_args():
         metavar='DIR',
         help='one JSON file a run [%(default)s]',
     )
+    parser.add_argument('--first', type=int, metavar='N', help='only the first N runs of the study')
     parser.add_argument('--jobs', type=int, default=1, help='runs at a time [1]')
     return parser.parse_args()
 
@@ -105,10 +106,12 @@ def finish(run: StudyRun, folder: Path, args: argparse.Namespace, follower: Foll
 
 def main():
     args = parse_args()
-    if args.jobs < 1:
-        raise InputError(f'--jobs {args.jobs}: choose a whole number from 1')
+    for option in ('jobs', 'first'):
+        value = getattr(args, option)
+        if value is not None and value < 1:
+            raise InputError(f'--{option} {value}: choose a whole number from 1')
     study = read_study(args.study)
-    runs, work = study.runs(), args.work_dir.resolve() / study.name
+    runs, work = study.runs()[: args.first], args.work_dir.resolve() / study.name
     todo = [(run, work / run.name) for run in runs if not run.is_finished(args.results)]
     for run, folder in todo:
         run.starts(folder)  # what is wrong there is said before long work
@@ -122,8 +125,11 @@ def main():
         follower = Follower(progress, len(todo))
         futures = [pool.submit(finish, run, folder, args, follower) for run, folder in todo]
         try:
-            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-                future.result()
+            pending = futures
+            while pending:  # short waits: a signal that another thread has received is seen between two
+                done, pending = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             end_all()

@@ -1,5 +1,7 @@
 # ResNet-18 on 1,233 photographs of eight categories of scenes, in crops of 96 pixels, from random weights until the
-# training error has converged. Learning rate and epochs were chosen for this plain network.
+# training error has converged. Two recipes were tried with this plain network and seed 100: learning rate 0.05 with
+# weight decay 5e-4, and the SE paper's for ImageNet fitted to 32 images a step, 0.02 with 1e-4. Their errors were equal
+# after 65 epochs; the former had the lower training loss.
 _base_ = '../_base_/places365.py'
 model = dict(
     backbone=dict(
