@@ -31,7 +31,7 @@ def check_config(cfg: Config, *, training: bool, checkpoint: str | None = None, 
     Raises:
         InputError: the first thing that is wrong, with its remedy.
     """
-    options = training and cfg.get('compile')  # of MMEngine's runner: True, or the arguments of torch.compile
+    options = cfg.get('compile')  # of MMEngine's runner: True, or the arguments of torch.compile
     if options is True or isinstance(options, dict) and options.get('backend', 'inductor') == 'inductor':
         check_compiler('compile')
     use_scope(cfg)

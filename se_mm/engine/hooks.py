@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch import nn
 
 from se_mm.registry import HOOKS
 from se_mm.utils import InputError
@@ -62,7 +62,8 @@ class CheckFiniteHook(Hook):
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Look at the weights before they are saved."""
-        self._check(runner, _state(runner.model))
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self._check(runner, model.state_dict())
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Look at the weights that are saved within an epoch, and at averages of weights."""
@@ -81,7 +82,3 @@ class CheckFiniteHook(Hook):
             'learning rate (optim_wrapper.optimizer.lr), a longer warm-up, clipped gradients '
             '(optim_wrapper.clip_grad.max_norm=35), or without --amp'
         )
-
-
-def _state(model: nn.Module) -> dict[str, torch.Tensor]:
-    return getattr(model, 'module', model).state_dict()

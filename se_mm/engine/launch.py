@@ -155,7 +155,9 @@ def once_per_machine(check: Callable[[], None]) -> None:
 
 @contextmanager
 def guard() -> Iterator[None]:
-    """Frame of a tool: an InputError becomes one line on standard error and exit code 1, and so does a full disk.
+    """Frame of a tool: an InputError becomes one line on standard error and exit code 1.
+
+    So does a full disk, or a file that must not be read or written. Ctrl-C becomes a line and exit code 130.
 
     Checkpoints read meanwhile, by whatever library, are data, see :func:`refuse_code`.
     """
@@ -171,7 +173,7 @@ def guard() -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL_OR_CLOSED:
             raise
-        print_error(InputError(f'{error.filename or "a file"} cannot be written: {error.strerror}'))
+        print_error(InputError(f'{error.filename or "a file"} cannot be read or written: {error.strerror}'))
         sys.exit(1)
     except KeyboardInterrupt:
         print_error(InputError('interrupted'))

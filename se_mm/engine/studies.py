@@ -7,6 +7,7 @@ import json
 import subprocess
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
 
 import yaml
@@ -70,6 +71,7 @@ class StudyRun:
         """Options of tools/train.py and tools/test.py."""
         return [*self.study.options, '--cfg-options', f'randomness.seed={self.seed}']
 
+    @cached_property
     def config_hash(self) -> str:
         """SHA-256 of all values of the config, those of its base configs included."""
         cfg = load_config(self.config, work_dir='').to_dict()
@@ -100,7 +102,7 @@ class StudyRun:
         return starts
 
     def _check_hash(self, found: str, place: str) -> None:
-        if found != self.config_hash():
+        if found != self.config_hash:
             raise InputError(
                 f'{place}: this is a run of another version of {self.config}: delete it to run it from the start, or '
                 'take the config back to what it was'
@@ -162,7 +164,7 @@ def remember_start(run: StudyRun, folder: Path) -> None:
         InputError: it was started with another version of the config.
     """
     date = datetime.now(timezone.utc).isoformat(timespec='seconds')
-    start = dict(date=date, commit=commit(), config_sha256=run.config_hash())
+    start = dict(date=date, commit=commit(), config_sha256=run.config_hash)
     write_json(folder / STARTS, [*run.starts(folder), start])
 
 

@@ -7,6 +7,7 @@ import mmdet
 import pytest
 import torch
 from conftest import CONFIGS, TOOLS
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 
@@ -342,3 +343,11 @@ def test_tool_prints_one_line_and_writes_nothing(run, tmp_path, tmp_path_factory
         code, output = run(sys.executable, TOOLS / 'train.py', *arguments, CUDA_VISIBLE_DEVICES='', CXX='no-compiler')
         assert code == 1 and words in output.strip().splitlines()[-1] and 'Traceback' not in output
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_compiling_needs_a_compiler(monkeypatch, training):
+    monkeypatch.setenv('CXX', 'no-compiler')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(InputError, match=r'compile: torch\.compile needs a C\+\+ compiler on a CPU'):
+        check_config(Config(dict(compile=True)), training=training)

@@ -108,3 +108,19 @@ def test_model_wrapper_without_gpus():
     assert cpu_wrapper(wrapper) == dict(type=OwnWrapper, a=1)
     wrapper.model_wrapper_cfg.type = MMDistributedDataParallel
     assert cpu_wrapper(wrapper) == dict(type=MMDistributedDataParallel, a=1, device_ids=None)
+
+
+@pytest.mark.parametrize(
+    'statement, expected, line',
+    [
+        ("print('x' * 9999, file=open('/dev/full', 'w'), flush=True)", 1, 'cannot be read or written: No space left'),
+        ("open('.', 'w')", 1, '. cannot be read or written: Is a directory'),
+        ('raise KeyboardInterrupt', 130, 'interrupted'),
+        ('{}[0]', 1, 'KeyError: 0'),
+    ],
+)
+def test_what_is_not_the_programs_fault_is_one_line(run, statement, expected, line):
+    program = f'from se_mm.engine import guard\nwith guard():\n    {statement}'
+    code, output = run(sys.executable, '-c', program)
+    assert code == expected and line in output.splitlines()[-1]
+    assert ('Traceback' in output) == ('KeyError' in line)

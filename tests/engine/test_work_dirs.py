@@ -49,7 +49,7 @@ class TestLatestCheckpoint:
         (work / 'last_checkpoint').write_text(str(work / 'epoch_2.pth'))
         assert name_of(latest_checkpoint(work)) == 'epoch_2.pth'
 
-    @pytest.mark.parametrize('pointer', [None, '', '\0\xff', '/gone/work/epoch_3.pth', 'no.pth'])
+    @pytest.mark.parametrize('pointer', [None, '', '\0\xff', '/gone/epoch_3.pth', 'no.pth'])
     def test_a_lost_pointer_costs_nothing(self, work, pointer):
         (work / 'last_checkpoint').unlink()
         if pointer is not None:

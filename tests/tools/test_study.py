@@ -92,7 +92,7 @@ def test_results_of_another_version_of_a_config_are_not_taken(tmp_path):
     remember_start(run, tmp_path / 'work')
     result = run.result(tmp_path / 'results')
     result.parent.mkdir(parents=True)
-    result.write_text(json.dumps(dict(config_sha256=run.config_hash())))
+    result.write_text(json.dumps(dict(config_sha256=run.config_hash)))
     assert run.is_finished(tmp_path / 'results')
     changed = StudyRun(
         read_study(
