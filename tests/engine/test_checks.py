@@ -7,7 +7,6 @@ import mmdet
 import pytest
 import torch
 from conftest import CONFIGS, TOOLS
-from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 
@@ -328,26 +327,22 @@ def test_backbones_that_have_to_be_trained_first(root, tmp_path, monkeypatch):
 def test_tool_prints_one_line_and_writes_nothing(run, tmp_path, tmp_path_factory):
     broken = tmp_path_factory.mktemp('configs') / 'broken.py'
     broken.write_text('model = dict(')
+    weights = broken.with_name('weights.pth')
+    torch.save(dict(state_dict={}), weights)
     code, output = run(sys.executable, TOOLS / 'train.py', DETECTOR)
     assert code == 1 and output.strip().splitlines()[-1].startswith(
         'error: data_root data/drawn_shapes/ does not exist'
     )
     assert 'Traceback' not in output and not list(tmp_path.iterdir())
     for arguments, words in (
-        (['no.py'], 'error: config no.py does not exist'),
-        ([CONFIGS / '_base_' / 'schedule_1x.py'], 'has no model'),
-        ([DETECTOR, '--amp'], '--amp: mixed precision needs a GPU'),
-        ([DETECTOR, '--cfg-options', 'compile=True'], 'compile: torch.compile needs a C++ compiler on a CPU'),
-        ([broken], 'broken.py cannot be read'),
+        (['train.py', 'no.py'], 'error: config no.py does not exist'),
+        (['train.py', CONFIGS / '_base_' / 'schedule_1x.py'], 'has no model'),
+        (['train.py', DETECTOR, '--amp'], '--amp: mixed precision needs a GPU'),
+        (['train.py', DETECTOR, '--compile'], 'compile: torch.compile needs a C++ compiler on a CPU'),
+        (['test.py', DETECTOR, weights, '--compile'], 'compile: torch.compile needs a C++ compiler on a CPU'),
+        (['train.py', broken], 'broken.py cannot be read'),
     ):
-        code, output = run(sys.executable, TOOLS / 'train.py', *arguments, CUDA_VISIBLE_DEVICES='', CXX='no-compiler')
+        tool, *arguments = arguments
+        code, output = run(sys.executable, TOOLS / tool, *arguments, CUDA_VISIBLE_DEVICES='', CXX='no-compiler')
         assert code == 1 and words in output.strip().splitlines()[-1] and 'Traceback' not in output
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize('training', [True, False])
-def test_compiling_needs_a_compiler(monkeypatch, training):
-    monkeypatch.setenv('CXX', 'no-compiler')
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    with pytest.raises(InputError, match=r'compile: torch\.compile needs a C\+\+ compiler on a CPU'):
-        check_config(Config(dict(compile=True)), training=training)
