@@ -42,7 +42,11 @@ setup(
     license='Apache-2.0',
     cmdclass=dict(build_py=BuildWithConfigs),
     packages=find_packages(include=['se_mm', 'se_mm.*']),
-    package_data={'se_mm.weights': ['released.yml'], 'se_mm.analysis': ['page.html.j2']},
+    package_data={
+        'se_mm.weights': ['released.yml'],
+        'se_mm.analysis': ['page.html.j2'],
+        'se_mm.engine': ['study_page.md.j2'],
+    },
     python_requires='>=3.10',
     # mmengine and mmcv are needed too, but exist as two sets of distributions with the same import
     # names: requiring one would overwrite the other. Importing se_mm checks what is installed.

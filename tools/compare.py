@@ -117,13 +117,13 @@ def cells(row: dict, columns: tuple[str, ...]) -> list[str]:
     return [*texts, ', '.join(shown) or '-']
 
 
-def difference_lines(rows: list[dict]) -> list[list[str]]:
+def difference_lines(rows: list[dict], columns: tuple[str, ...]) -> list[list[str]]:
     """One line for each difference whose interval is known."""
     return [
         [Path(row['config']).stem, name, f'{found.value:+.1f}', found.interval, found.verdict]
         for row in rows
         for name, found in row['difference'].items()
-        if found.interval
+        if found.interval and name in columns
     ]
 
 
@@ -166,7 +166,7 @@ def main():
         caption += ' Several runs: mean ± standard deviation.'
     print()
     text = print_table(header, [cells(row, columns) for row in rows], caption)
-    if lines := difference_lines(rows):
+    if lines := difference_lines(rows, columns):
         header = ['config', 'metric', 'difference to the first row', '95 % interval', 'verdict']
         caption = "Welch's t test. An interval that contains 0 is inside the noise between runs."
         text += '\n' + print_table(header, lines, caption)

@@ -15,7 +15,9 @@ train_pipeline = [
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='PackInputs'),
 ]
-test_pipeline = [load, dict(type='PackInputs')]
+# leaves CIFAR-10's own images as they are; for photographs
+to_32 = [dict(type='ResizeEdge', scale=32, edge='short', interpolation='area'), dict(type='CenterCrop', crop_size=32)]
+test_pipeline = [load, *to_32, dict(type='PackInputs')]
 images = dict(_delete_=True, type='CustomDataset', data_root=data_root)
 train_dataloader = dict(
     num_workers=0, persistent_workers=False, dataset=dict(images, data_prefix='train', pipeline=train_pipeline)

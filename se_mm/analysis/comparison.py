@@ -10,6 +10,7 @@ from typing import NamedTuple
 from se_mm.utils import InputError
 
 DETECTION = ('AP', 'AP50', 'AP75', 'AP_S', 'AP_M', 'AP_L')
+RECALL = ('AR1', 'AR10', 'AR100', 'AR_S', 'AR_M', 'AR_L')
 ERROR = ('top1', 'top5')  # lower is better
 
 
@@ -45,13 +46,13 @@ class Difference(NamedTuple):
 
 
 def measured_values(evaluations: Sequence[dict]) -> dict[str, list[float]]:
-    """AP and error in percent, of each evaluation.
+    """AP, AR and error in percent, of each evaluation.
 
     Args:
         evaluations: contents of ``metrics.json``, of runs of one config.
 
     Returns:
-        values by the names of ``DETECTION`` and ``ERROR``; an accuracy is turned into an error.
+        values by the names of ``DETECTION``, ``RECALL`` and ``ERROR``; an accuracy is turned into an error.
 
     Raises:
         InputError: the evaluations are of different data, or two of one checkpoint.
@@ -61,7 +62,7 @@ def measured_values(evaluations: Sequence[dict]) -> dict[str, list[float]]:
     for evaluation in evaluations:
         for name, value in evaluation['metrics'].items():
             end = name.rpartition('/')[2]
-            if name.removeprefix('bbox_') in DETECTION and value is not None:
+            if name.removeprefix('bbox_') in (*DETECTION, *RECALL) and value is not None:
                 values.setdefault(name.removeprefix('bbox_'), []).append(100 * value)
             elif end in ERROR and ('error' in name or 'accuracy' in name):
                 values.setdefault(end, []).append(value if 'error' in name else 100 - value)

@@ -29,12 +29,18 @@ class Study:
         groups: configs, as paths, and the seeds for each of them.
         processes: of a run.
         options: of tools/train.py and tools/test.py.
+        title: for the page of results.
+        about: Markdown text for the page of results.
+        comparisons: names of two configs each, the baseline first.
     """
 
     path: Path
     groups: list[tuple[list[Path], list[int]]]
     processes: int = 1
     options: tuple[str, ...] = ()
+    title: str = ''
+    about: str = ''
+    comparisons: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> str:
@@ -43,6 +49,10 @@ class Study:
     def runs(self) -> list[StudyRun]:
         """All runs in their order: every config of a group with a seed, then with the next seed."""
         return [StudyRun(self, config, seed) for configs, seeds in self.groups for seed in seeds for config in configs]
+
+    def configs(self) -> list[Path]:
+        """All configs, each once, in the order of their first runs."""
+        return list(dict.fromkeys(run.config for run in self.runs()))
 
 
 @dataclass(frozen=True)
@@ -125,17 +135,31 @@ def read_study(path: Path) -> Study:
             for group in content.pop('runs')
         ]
         study = Study(
-            path, groups, int(content.pop('processes', 1)), tuple(str(part) for part in content.pop('options', ()))
+            path=path,
+            groups=groups,
+            processes=int(content.pop('processes', 1)),
+            options=tuple(str(part) for part in content.pop('options', ())),
+            title=str(content.pop('title', path.stem)),
+            about=str(content.pop('about', '')),
+            comparisons=tuple((str(first), str(second)) for first, second in content.pop('comparisons', ())),
         )
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f'study {path} cannot be read ({error!r}): it has runs, a list of dicts with configs and seeds'
         ) from error
     if content:
-        raise InputError(f'study {path} has unknown keys {", ".join(content)}: it has runs, processes and options')
+        raise InputError(
+            f'study {path} has unknown keys {", ".join(content)}: it has title, about, runs, comparisons, processes '
+            'and options'
+        )
     for config in {config for configs, _ in groups for config in configs}:
         if not config.is_file():
             raise InputError(f'study {path} names a config {config.stem}, but there is no {config}')
+    known = [config.stem for config in study.configs()]
+    if unknown := [name for pair in study.comparisons for name in pair if name not in known]:
+        raise InputError(
+            f'study {path}: comparisons name {unknown[0]}, which has no runs; choose of {", ".join(known)}'
+        )
     names = [run.name for run in study.runs()]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f'study {path}: {twice[0]} is there twice, leave one out')

@@ -1,0 +1,130 @@
+"""Inference on image files, by the inferencers of mmdet and mmpretrain, with weights that are read as data."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from mmcv import imread
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.registry import DATASETS
+from torch import nn
+
+from se_mm.utils import InputError
+from se_mm.utils.config import build_model, leaf_datasets, use_scope
+from se_mm.weights import read_checkpoint
+
+from .weight_checks import check_checkpoint
+
+SMALLEST = 256  # pixels of the shorter edge of a classified image when it is drawn
+
+
+class Prediction(NamedTuple):
+    """What a network says of an image.
+
+    Attributes:
+        summary: for reading.
+        content: for programs.
+        picture: the image with its labels.
+    """
+
+    summary: str
+    content: dict
+    picture: Path
+
+
+def classes_of(cfg: Config, checkpoint: dict) -> list[str] | None:
+    """Names of the classes: those that a checkpoint was trained with, else the config's, else the data set's."""
+    meta = checkpoint.get('meta')
+    meta = meta.get('dataset_meta') if isinstance(meta, dict) else None
+    dataset = next(leaf_datasets(cfg.test_dataloader.dataset))
+    kind = DATASETS.get(dataset.type) if isinstance(dataset.type, str) else dataset.type
+    for source in (meta, dataset.get('metainfo'), getattr(kind, 'METAINFO', None)):
+        classes = source.get('classes', source.get('CLASSES')) if isinstance(source, dict) else None
+        if isinstance(classes, list | tuple) and all(isinstance(name, str) for name in classes):
+            return list(classes)
+    return None
+
+
+def predictor(
+    cfg: Config, checkpoint: str, folder: Path, *, device: str | None = None, score: float = 0.3
+) -> Callable[[str], Prediction]:
+    """A function that classifies an image, or finds objects in an image, and draws the answer.
+
+    Args:
+        cfg: config of a classifier or a detector; its test pipeline prepares the images.
+        checkpoint: file of the whole model's weights.
+        folder: for the pictures.
+        device: 'cpu' or 'cuda:0', None for the first GPU if there is one.
+        score: boxes below it are left out.
+
+    Returns:
+        The function takes the path of an image.
+
+    Raises:
+        InputError: the checkpoint is missing, damaged or of another model; the config has no ``test_dataloader``.
+    """
+    if 'test_dataloader' not in cfg:
+        raise InputError(f'{cfg.filename} has no test_dataloader, whose pipeline prepares images')
+    use_scope(cfg)
+    if 'data_preprocessor' in cfg:  # as MMEngine's runner does
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    model = build_model(cfg)
+    check_checkpoint(checkpoint, model, training=False)
+    classes = classes_of(cfg, read_checkpoint(checkpoint))
+    device = device or get_device()
+    if cfg.default_scope == 'mmpretrain':
+        return _classifier(cfg, model, classes, folder, device)
+    return _detector(cfg, model, classes, folder, device, score)
+
+
+def _classifier(
+    cfg: Config, model: nn.Module, classes: list[str] | None, folder: Path, device: str
+) -> Callable[[str], Prediction]:
+    from mmpretrain import ImageClassificationInferencer
+
+    model._config = cfg  # where the inferencer looks for the pipeline
+    inferencer = ImageClassificationInferencer(model, device=device, classes=classes)
+
+    def classify(image: str) -> Prediction:
+        small = min(imread(image).shape[:2]) < SMALLEST
+        (answer,) = inferencer(image, show_dir=folder, resize=SMALLEST if small else None)
+        scores = answer['pred_scores']
+        best = [
+            {'class': classes[label] if classes else str(label), 'label': int(label), 'score': float(scores[label])}
+            for label in scores.argsort()[::-1][:5]
+        ]
+        summary = ', '.join(f'{entry["class"]} {entry["score"]:.2f}' for entry in best[:3])
+        return Prediction(summary, dict(image=image, classes=best), folder / f'{Path(image).stem}.png')
+
+    return classify
+
+
+def _detector(
+    cfg: Config, model: nn.Module, classes: list[str] | None, folder: Path, device: str, score: float
+) -> Callable[[str], Prediction]:
+    from mmdet.apis import DetInferencer
+
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of random weights: the weights come next
+        inferencer = DetInferencer(cfg, device=device, show_progress=False)
+    inferencer.model.load_state_dict(model.state_dict())
+    if classes:
+        inferencer.visualizer.dataset_meta = dict(inferencer.visualizer.dataset_meta, classes=classes)
+
+    def detect(image: str) -> Prediction:
+        (found,) = inferencer(image, out_dir=str(folder), pred_score_thr=score)['predictions']
+        boxes = [
+            {'class': classes[label] if classes else str(label), 'label': label, 'score': value, 'bbox': bbox}
+            for label, value, bbox in zip(found['labels'], found['scores'], found['bboxes'])
+            if value >= score
+        ]
+        counts = Counter(box['class'] for box in boxes).most_common()
+        summary = ', '.join(f'{count} {name}' for name, count in counts) or 'nothing'
+        return Prediction(summary, dict(image=image, boxes=boxes), folder / 'vis' / Path(image).name)
+
+    return detect
