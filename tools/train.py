@@ -24,7 +24,7 @@ from se_mm.engine.arguments import add_arguments, apply_arguments, parse_argumen
 from se_mm.engine.work_dirs import latest_checkpoint, lock_work_dir
 from se_mm.utils import InputError
 from se_mm.utils.config import load_config, type_name
-from se_mm.weights import fetch
+from se_mm.weights import fetch, read_checkpoint
 
 
 def parse_args():
@@ -63,8 +63,11 @@ def apply_args(cfg: Config, args: argparse.Namespace) -> None:
             raise InputError(f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size to scale from')
         cfg.auto_scale_lr.enable = True
     hooks = cfg.get('custom_hooks') or []
-    if not any(type_name(hook) == 'CheckFiniteHook' for hook in hooks):
-        cfg.custom_hooks = [*hooks, dict(type='se_mm.CheckFiniteHook')]
+    given = [type_name(hook) for hook in hooks]
+    cfg.custom_hooks = [
+        *hooks,
+        *(dict(type=f'se_mm.{name}') for name in ('CheckFiniteHook', 'ExactResumeHook') if name not in given),
+    ]
     if args.resume == 'auto':
         cfg.resume, cfg.load_from = True, None
     elif args.resume:
@@ -102,6 +105,9 @@ def main():
             record.unlink(missing_ok=True)  # of an earlier run
 
     once_per_machine(check)
+    if cfg.get('resume') and (cfg.get('randomness') or {}).get('seed') is None:
+        # MMEngine takes up a seed that it has drawn too, but after data sets and samplers were built
+        cfg.randomness = dict(cfg.get('randomness') or {}, seed=read_checkpoint(checkpoint)['meta'].get('seed'))
     if dataset := (cfg.get('train_dataloader') or {}).get('dataset'):
         cfg.train_dataloader.dataset = ConfigDict(skip_broken(dataset, args.skip_broken, str(record)))
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from se_mm.utils import InputError
 
+from .exact_resume import KEY
+
 # These keep tensors of a parameter's shape, or numbers.
 ELEMENTWISE = {
     getattr(torch.optim, name)
@@ -37,6 +39,7 @@ def check_resumable(path: str, checkpoint: dict, cfg: Config, model: nn.Module) 
         or _fault_of_log(checkpoint['message_hub'])
         or _fault_of_schedules(checkpoint.get('param_schedulers', []))
         or _fault_of_optimizer(checkpoint['optimizer'], cfg, model)
+        or _fault_of_place(checkpoint.get(KEY), model)
     )
     if fault:
         raise InputError(
@@ -103,6 +106,34 @@ def _fault_of_schedules(schedules: object) -> str | None:
     if all(isinstance(group, list) and all(isinstance(one, dict) for one in group) for group in groups):
         return None
     return 'its param_schedulers are no list of dicts'
+
+
+def _fault_of_place(state: object, model: nn.Module) -> str | None:
+    """What is wrong with what ExactResumeHook has stored."""
+    if state is None:
+        return None
+    if not isinstance(state, dict) or not all(_is_count(state.get(key)) for key in ('batches', 'seen')):
+        return f'its {KEY} is no dict with numbers from 0 as batches and seen'
+    processes, named = state.get('processes'), dict(model.named_parameters()) | dict(model.named_buffers())
+    if state['seen'] > state['batches'] or not isinstance(processes, list):
+        return f'its {KEY} says that {_short(state["seen"])} of {_short(state["batches"])} batches were seen'
+    for process in processes:
+        tensors = [process.get(key) if isinstance(process, dict) else None for key in ('buffers', 'gradients')]
+        if not all(isinstance(part, dict) for part in tensors) or not _are_sizes(process.get('sizes')):
+            return f'its {KEY} has processes that are no dicts of buffers, gradients and sizes'
+        for name, tensor in [pair for part in tensors for pair in part.items()]:
+            if name not in named or not isinstance(tensor, Tensor) or tensor.shape != named[name].shape:
+                return f'its {KEY} has a tensor {_short(name)} that does not fit the model'
+            if tensor.dtype != named[name].dtype or tensor.layout is not torch.strided or tensor.is_meta:
+                return f'its {KEY} has a tensor {_short(name)} of another kind than the model'
+    return None
+
+
+def _are_sizes(sizes: object) -> bool:
+    return isinstance(sizes, list) and all(
+        size is None or (isinstance(size, list | tuple) and len(size) == 2 and all(map(_is_count, size)) and all(size))
+        for size in sizes
+    )
 
 
 def _fault_of_optimizer(state: object, cfg: Config, model: nn.Module) -> str | None:

@@ -35,6 +35,7 @@ def trained(cfg, steps=1):
         ),
         optimizer=optimizer.state_dict(),
         param_schedulers=[dict(last_step=1, _global_step=1)],
+        exact_resume=dict(batches=4, seen=2, processes=[dict(buffers={}, gradients={}, sizes=[(64, 96), None])]),
     )
 
 
@@ -104,6 +105,14 @@ def fault(content, cfg, model):
         (['message_hub', 'resumed_keys', 'iter'], 'yes', 'its message_hub.resumed_keys has values other than'),
         (['param_schedulers'], 'text', 'its param_schedulers are no list of dicts'),
         (['param_schedulers'], [1], 'its param_schedulers are no list of dicts'),
+        (['exact_resume'], [], 'its exact_resume is no dict with numbers'),
+        (['exact_resume', 'seen'], -1, 'its exact_resume is no dict with numbers'),
+        (['exact_resume', 'seen'], 5, 'its exact_resume says that 5 of 4 batches were seen'),
+        (['exact_resume', 'processes'], [None], 'its exact_resume has processes that are no dicts of'),
+        (['exact_resume', 'processes', 0, 'sizes'], [(1, -1)], 'its exact_resume has processes that are no dicts of'),
+        (['exact_resume', 'processes', 0, 'buffers'], {'backbone.conv1.weight': torch.ones(2)}, 'that does not fit'),
+        (['exact_resume', 'processes', 0, 'gradients'], {'none': torch.ones(2)}, "a tensor 'none' that does not fit"),
+        (['exact_resume', 'processes', 0, 'gradients'], {'head.fc.bias': torch.ones(4).long()}, 'of another kind'),
         (['optimizer'], [1], 'its optimizer is no dict but a list'),
         (['optimizer'], {}, "its optimizer does not fit the config's AdamW ("),
         (['optimizer', 'param_groups'], [], "its optimizer does not fit the config's AdamW ("),
