@@ -112,7 +112,7 @@ def fault(content, cfg, model):
         (['exact_resume', 'processes', 0, 'sizes'], [(1, -1)], 'its exact_resume has processes that are no dicts of'),
         (['exact_resume', 'processes', 0, 'buffers'], {'backbone.conv1.weight': torch.ones(2)}, 'that does not fit'),
         (['exact_resume', 'processes', 0, 'gradients'], {'none': torch.ones(2)}, "a tensor 'none' that does not fit"),
-        (['exact_resume', 'processes', 0, 'gradients'], {'head.fc.bias': torch.ones(4).long()}, 'of another kind'),
+        (['exact_resume', 'processes', 0, 'gradients'], {'head.fc.bias': torch.ones(8).long()}, 'of another kind'),
         (['optimizer'], [1], 'its optimizer is no dict but a list'),
         (['optimizer'], {}, "its optimizer does not fit the config's AdamW ("),
         (['optimizer', 'param_groups'], [], "its optimizer does not fit the config's AdamW ("),
