@@ -17,7 +17,7 @@ from se_mm.utils import InputError
 CONFIG = f"""
 _base_ = {str(CONFIGS / 'quickstart' / 'r18_scenes.py')!r}
 model = dict(backbone=dict(stem_channels=8, base_channels=8), head=dict(in_channels=64))
-train_cfg = dict(max_epochs=30, val_interval=10)
+train_cfg = dict(max_epochs=15, val_interval=5)
 default_hooks = dict(logger=dict(interval=1))
 """
 
@@ -50,7 +50,7 @@ def test_study_goes_on_after_an_interruption(run, scenes, tmp_path):
     code, output = run(*command)
     assert code == 0 and '2 runs, 0 finished' in output, output
     for folder, seed in zip(folders, (3, 1)):
-        assert 'Epoch(train)  [1]' not in (log := (folder / 'train.log').read_text()) and 'Epoch(train) [30]' in log
+        assert 'Epoch(train)  [1]' not in (log := (folder / 'train.log').read_text()) and 'Epoch(train) [15]' in log
         result = json.loads((tmp_path / 'results' / 'small' / f'tiny_seed{seed}.json').read_text())
         assert result['metrics'] == json.loads((folder / 'metrics.json').read_text())['metrics']
         assert (result['study'], result['config'], result['seed']) == ('small', 'tiny', seed)
@@ -58,8 +58,8 @@ def test_study_goes_on_after_an_interruption(run, scenes, tmp_path):
             len(result['starts']) == 2 and f'--channels-last --cfg-options randomness.seed={seed}' in result['command']
         )
         loss, error = (result['curves'][name]['points'] for name in ('training loss', 'top-1 error, %'))
-        assert [position for position, _ in loss] == [epoch / 2 for epoch in range(1, 61)]
-        assert [position for position, _ in error] == [10, 20, 30]
+        assert [position for position, _ in loss] == [epoch / 2 for epoch in range(1, 31)]
+        assert [position for position, _ in error] == [5, 10, 15]
     assert all(run.is_finished(tmp_path / 'results') for run in read_study(path).runs())
 
 
