@@ -15,7 +15,10 @@ from mmengine.registry import Registry
 MODELS = Registry('model', parent=ROOT_MODELS, scope='se_mm', locations=['se_mm.models'])
 DATASETS = Registry('dataset', parent=ROOT_DATASETS, scope='se_mm', locations=['se_mm.datasets'])
 HOOKS = Registry(
-    'hook', parent=ROOT_HOOKS, scope='se_mm', locations=['se_mm.engine.hooks', 'se_mm.engine.exact_resume']
+    'hook',
+    parent=ROOT_HOOKS,
+    scope='se_mm',
+    locations=[f'se_mm.engine.{name}' for name in ('hooks', 'exact_resume', 'interruptions')],
 )
 TRANSFORMS = Registry('transform', parent=ROOT_TRANSFORMS, scope='se_mm', locations=['se_mm.datasets'])
 METRICS = Registry('metric', parent=ROOT_METRICS, scope='se_mm', locations=['se_mm.evaluation'])

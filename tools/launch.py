@@ -4,15 +4,20 @@ Takes torchrun's arguments; `dist_train.sh` and `dist_test.sh` call it.
 """
 
 import os
+import signal
 import socket
 import sys
+import time
 
 import torch
+from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
 from se_mm.engine import guard
+from se_mm.engine.interruptions import REQUEUE
 from se_mm.engine.launch import check_gpus
+from se_mm.engine.work_dirs import STARTED
 from se_mm.utils import InputError
 
 
@@ -43,10 +48,28 @@ def main():
         )
     if args.node_rank == 0:
         check_port(args.master_addr, args.master_port)
+    if args.max_restarts:
+        if args.nnodes != '1':
+            raise InputError(
+                f'RESTARTS={args.max_restarts}: processes are started again on one machine only, not on NNODES'
+            )
+        # A store that outlives the processes would have the addresses of those that failed.
+        os.environ['TORCH_DISABLE_SHARE_RDZV_TCP_STORE'] = '1'
+        args.rdzv_backend, args.rdzv_endpoint = 'c10d', f'{args.master_addr}:{args.master_port}'
+        args.local_addr = args.master_addr
+    os.environ[STARTED] = str(time.time())
+    os.environ.setdefault('TORCH_ELASTIC_SHUTDOWN_TIMEOUT', '120')  # seconds, to write a checkpoint
+    signal.signal(
+        signal.SIGUSR1, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM)
+    )  # which torchrun passes on
     try:
         run(args)
+    except SignalException as error:
+        sys.exit(130 if error.sigval == signal.SIGINT else REQUEUE)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
+        if failure.exitcode == REQUEUE:
+            sys.exit(REQUEUE)
         sys.exit(f'process {rank} ended with exit code {failure.exitcode}; its own messages are above')
 
 

@@ -21,10 +21,12 @@ from se_mm.engine import (
     whole_files,  # noqa: F401  checkpoints are written whole
 )
 from se_mm.engine.arguments import add_arguments, apply_arguments, parse_arguments
-from se_mm.engine.work_dirs import latest_checkpoint, lock_work_dir
+from se_mm.engine.work_dirs import latest_checkpoint, lock_work_dir, written_since_start
 from se_mm.utils import InputError
 from se_mm.utils.config import load_config, type_name
 from se_mm.weights import fetch, read_checkpoint
+
+ADDED_HOOKS = ('CheckFiniteHook', 'ExactResumeHook', 'StopOnSignalHook')
 
 
 def parse_args():
@@ -66,7 +68,7 @@ def apply_args(cfg: Config, args: argparse.Namespace) -> None:
     given = [type_name(hook) for hook in hooks]
     cfg.custom_hooks = [
         *hooks,
-        *(dict(type=f'se_mm.{name}') for name in ('CheckFiniteHook', 'ExactResumeHook') if name not in given),
+        *(dict(type=f'se_mm.{name}') for name in ADDED_HOOKS if name not in given),
     ]
     if args.resume == 'auto':
         cfg.resume, cfg.load_from = True, None
@@ -82,6 +84,8 @@ def main():
     apply_arguments(cfg, args)
     apply_args(cfg, args)
     init_distributed(cfg, args.launcher)
+    if written := written_since_start(cfg.work_dir):  # this process replaces one that failed
+        cfg.resume, cfg.load_from = True, written
     if cfg.get('load_from'):
         cfg.load_from = str(fetch(cfg.load_from))  # MMEngine gets the file that is checked here
     elif cfg.get('resume'):

@@ -23,6 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 from se_mm.utils import InputError
 from se_mm.weights.pickles import refuse_code
 
+from .interruptions import end_with_launcher
+
 # Where each launcher tells a process its rank and the number of processes, and then both for the process' machine.
 VARIABLES = dict(
     pytorch=('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE'),
@@ -104,6 +106,8 @@ def init_distributed(cfg: Config, launcher: str) -> None:
     if launcher == 'none':
         return
     processes = set_environment(launcher)
+    if launcher == 'pytorch':
+        end_with_launcher()
     if torch.cuda.is_available():
         check_gpus(processes)
         init_dist(launcher, **cfg.get('env_cfg', {}).get('dist_cfg', dict(backend='nccl')))

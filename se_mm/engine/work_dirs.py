@@ -15,6 +15,7 @@ from se_mm.weights import read_checkpoint
 from .resume_checks import check_parts
 
 LOCK = '.training.lock'
+STARTED = 'SE_MM_STARTED'  # variable with the time at which tools/launch.py began, in seconds
 
 
 def lock_work_dir(work_dir: str | os.PathLike) -> FileLock:
@@ -83,6 +84,19 @@ def latest_checkpoint(work_dir: str | os.PathLike) -> str | None:
         )
     _warn(f'work_dir {work_dir} has no checkpoint: training starts at its beginning')
     return None
+
+
+def written_since_start(work_dir: str | os.PathLike) -> str | None:
+    """The latest checkpoint that processes before this one have written; None if a launcher has restarted none.
+
+    Raises:
+        InputError: see :func:`latest_checkpoint`.
+    """
+    started = float(os.environ.get(STARTED, 'inf'))
+    if os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') == '0':
+        return None
+    latest = latest_checkpoint(work_dir)
+    return latest if latest and Path(latest).stat().st_mtime >= started else None
 
 
 def _warn(message: str) -> None:

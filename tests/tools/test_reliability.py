@@ -1,9 +1,15 @@
 """Trainings by the real tools that go wrong."""
 
+import os
 import re
+import signal
+import subprocess
 import sys
+import time
 
+import psutil
 import pytest
+import torch
 from conftest import CONFIGS, TOOLS
 
 from se_mm.weights import read_checkpoint
@@ -43,3 +49,119 @@ def test_two_trainings_in_one_folder(run, scenes, tmp_path):
     lock.release()
     assert code == 1 and 'work: another training writes there' in output.strip().splitlines()[-1]
     assert [path.name for path in (tmp_path / 'work').iterdir()] == ['.training.lock']
+
+
+SMALL = f"""
+_base_ = {str(CLASSIFIER)!r}
+custom_imports = dict(imports=['dies'], allow_failed_imports=True)
+model = dict(backbone=dict(stem_channels=8, base_channels=8, se_ratio=4, drop_path_rate=0.3), head=dict(in_channels=64))
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=1, max_keep_ckpts=-1))
+train_dataloader = dict(batch_size=4, num_batch_per_epoch=6)
+train_cfg = dict(val_interval=99)
+"""
+
+
+@pytest.fixture
+def small(scenes, tmp_path):
+    """A command that trains a small classifier, by train.py or with two processes, and its work dir."""
+    (tmp_path / 'small.py').write_text(SMALL)
+
+    def command(epochs, *more, processes=1):
+        start = [sys.executable, TOOLS / 'train.py'] if processes == 1 else [TOOLS / 'dist_train.sh']
+        count = [str(processes)] if processes > 1 else []
+        options = ['--cfg-options', f'data_root={scenes}', f'train_cfg.max_epochs={epochs}']
+        return [str(part) for part in (*start, tmp_path / 'small.py', *count, *more, *options)]
+
+    return command
+
+
+def weights(path):
+    return read_checkpoint(path)['state_dict']
+
+
+def assert_equal(first, second):
+    one, two = weights(first), weights(second)
+    assert one.keys() == two.keys() and all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
+def started(command, folder, words, **environment):
+    """A program whose output has these words by now, and the file of its output."""
+    log = folder / 'output.txt'
+    path = f'{os.path.dirname(sys.executable)}:{os.environ["PATH"]}'
+    with log.open('w') as file:
+        process = subprocess.Popen(
+            command, cwd=folder, stdout=file, stderr=file, env={**os.environ, 'PATH': path, **environment}
+        )
+    while words not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.05)
+    return process, log
+
+
+@pytest.mark.parametrize(('processes', 'number'), [(1, signal.SIGTERM), (2, signal.SIGUSR1)])
+def test_a_signal_stops_after_a_checkpoint(run, small, tmp_path, free_port, processes, number):
+    command = small(8, '--work-dir', 'work', processes=processes)
+    process, log = started(command, tmp_path, 'Epoch(train) [2]', PORT=str(free_port))
+    process.send_signal(number)
+    assert process.wait(timeout=100) == 75, log.read_text()
+    path = tmp_path / 'work' / 'interrupted.pth'
+    assert (tmp_path / 'work' / 'last_checkpoint').read_text() == str(path)
+    assert re.search(
+        r'(SIGTERM|SIGUSR1): training stopped after iteration \d+, \S+/interrupted.pth is written', log.read_text()
+    )
+    assert 'Traceback' not in log.read_text()
+    meta = read_checkpoint(path)['meta']
+    assert 6 <= meta['iter'] < 48
+    ends = meta['epoch'] + 2  # of the epoch after the one that was interrupted
+    code, output = run(*small(ends, '--work-dir', 'work', '--resume', processes=processes), PORT=free_port)
+    assert code == 0 and 'interrupted.pth\n' in output.partition('resumed epoch')[0], output
+    assert not path.exists()
+    assert run(*small(ends, '--work-dir', 'whole', processes=processes), PORT=free_port)[0] == 0
+    assert_equal(tmp_path / 'work' / f'epoch_{ends}.pth', tmp_path / 'whole' / f'epoch_{ends}.pth')
+
+
+DIES = """
+import os
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+@HOOKS.register_module()
+class Dies(Hook):
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        first = os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'
+        if first and os.environ['RANK'] == '1' and runner.iter == 9:
+            os.kill(os.getpid(), 9)
+"""
+
+
+def test_killed_processes_are_started_again(run, small, tmp_path, free_port):
+    """Neither an older training's checkpoints in the work dir nor the interruption change what comes out."""
+    assert run(*small(3, '--work-dir', 'work', processes=2), PORT=free_port)[0] == 0
+    whole = weights(tmp_path / 'work' / 'epoch_3.pth')
+    (tmp_path / 'dies.py').write_text(DIES)
+    command = [
+        *small(3, '--work-dir', 'work', processes=2),
+        "custom_hooks=[dict(type='SyncBuffersHook'),dict(type='Dies')]",
+    ]
+    code, output = run(*command, PORT=free_port, RESTARTS=1, PYTHONPATH=tmp_path)
+    assert code == 0, output
+    assert 'epoch_1.pth' in output.partition('resumed epoch')[0]
+    again = weights(tmp_path / 'work' / 'epoch_3.pth')
+    assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
+
+
+def test_restarts_are_a_number_and_of_one_machine(run, small):
+    code, output = run(*small(1, processes=2), RESTARTS='often')
+    assert (code, output) == (2, 'error: RESTARTS=often: give a number of restarts, such as 3\n')
+    code, output = run(*small(1, processes=2), RESTARTS=1, NNODES=2, NODE_RANK=1, MASTER_ADDR='127.0.0.1')
+    assert code == 1 and 'RESTARTS=1: processes are started again on one machine only' in output
+
+
+def test_processes_end_with_a_launcher_that_is_killed(small, tmp_path, free_port):
+    process, log = started(small(99, processes=2), tmp_path, 'Epoch(train)', PORT=str(free_port))
+    ranks = psutil.Process(process.pid).children(recursive=True)
+    assert len(ranks) >= 2
+    process.kill()
+    gone, alive = psutil.wait_procs(ranks, timeout=60)
+    assert not alive, log.read_text()
+    assert weights(tmp_path / 'work_dirs' / 'small' / 'interrupted.pth')
