@@ -18,7 +18,7 @@ HOOKS = Registry(
     'hook',
     parent=ROOT_HOOKS,
     scope='se_mm',
-    locations=[f'se_mm.engine.{name}' for name in ('hooks', 'exact_resume', 'interruptions')],
+    locations=[f'se_mm.engine.{name}' for name in ('hooks', 'exact_resume', 'interruptions', 'hanging')],
 )
 TRANSFORMS = Registry('transform', parent=ROOT_TRANSFORMS, scope='se_mm', locations=['se_mm.datasets'])
 METRICS = Registry('metric', parent=ROOT_METRICS, scope='se_mm', locations=['se_mm.evaluation'])

@@ -26,7 +26,7 @@ from se_mm.utils import InputError
 from se_mm.utils.config import load_config, type_name
 from se_mm.weights import fetch, read_checkpoint
 
-ADDED_HOOKS = ('CheckFiniteHook', 'ExactResumeHook', 'StopOnSignalHook')
+ADDED_HOOKS = ('CheckFiniteHook', 'ExactResumeHook', 'StopOnSignalHook', 'NameHangingHook')
 
 
 def parse_args():

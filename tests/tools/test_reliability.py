@@ -165,3 +165,34 @@ def test_processes_end_with_a_launcher_that_is_killed(small, tmp_path, free_port
     gone, alive = psutil.wait_procs(ranks, timeout=60)
     assert not alive, log.read_text()
     assert weights(tmp_path / 'work_dirs' / 'small' / 'interrupted.pth')
+
+
+HANGS = """
+import os
+import time
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+@HOOKS.register_module()
+class Hangs(Hook):
+    priority = 'VERY_LOW'
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if os.environ['RANK'] == str(self.rank) and runner.iter == 3:
+            time.sleep(1000)
+
+    def __init__(self, rank):
+        self.rank = rank
+"""
+
+
+def test_a_process_that_hangs_is_named(run, small, tmp_path, free_port):
+    (tmp_path / 'dies.py').write_text(HANGS)
+    hooks = "custom_hooks=[dict(type='Hangs',rank=1),dict(type='se_mm.NameHangingHook',timeout=4)]"
+    begin = time.monotonic()
+    code, output = run(*small(2, processes=2), hooks, PORT=free_port, PYTHONPATH=tmp_path)
+    assert code == 1 and time.monotonic() - begin < 90
+    assert re.search(
+        r'error: process 1 \(on \S+\) hangs: it has been for \d+ s before the gradients of iteration 4', output
+    ), output
+    assert 'process 0 waits for it' in output
