@@ -14,8 +14,8 @@ def evaluation(metrics, checkpoint='a', images=8):
 
 
 def test_values_in_percent():
-    boxes = dict(bbox_AP=0.25, bbox_AP_L=None, bbox_AR1=0.5, bbox_per_class=dict(a=0.5))
-    assert measured_values([evaluation(boxes)]) == dict(AP=[25.0])
+    boxes = dict(bbox_AP=0.25, bbox_AP_L=None, bbox_AR1=0.5, bbox_per_class=dict(a=0.5), segm_AP=0.1)
+    assert measured_values([evaluation(boxes)]) == dict(AP=[25.0], AR1=[50.0])
     errors = [evaluation({'scene_error/top1': 4.0}), evaluation({'accuracy/top1': 97.0, 'loss': 1.0}, 'b')]
     assert measured_values(errors) == dict(top1=[4.0, 3.0])
     assert measured_values([]) == {}

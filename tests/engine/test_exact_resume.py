@@ -79,9 +79,8 @@ def _averages(runner):
     return {f'average.{name}': x for hook in found for name, x in hook.ema_model.state_dict().items()}
 
 
-def assert_exact(cfg, tmp_path, steps=(2, 4, 6, 8)):
+def assert_exact(cfg, tmp_path, steps):
     expected = train(cfg, tmp_path / 'whole')
-    assert any((a != b).any() for a, b in zip(expected.values(), train_otherwise(cfg, tmp_path).values()))
     for step in steps:
         seen = []
         actual = train(cfg, tmp_path / f'from{step}', tmp_path / 'whole' / f'iter_{step}.pth', seen)
@@ -91,10 +90,11 @@ def assert_exact(cfg, tmp_path, steps=(2, 4, 6, 8)):
         assert not different, f'{len(different)} of {len(expected)} tensors differ after step {step}'
 
 
-def train_otherwise(cfg, tmp_path):
-    other = copy.deepcopy(cfg)
+def test_other_seeds_give_other_weights(classifier, tmp_path):
+    one, other = copy.deepcopy(classifier), copy.deepcopy(classifier)
     other.randomness = dict(seed=1)
-    return train(other, tmp_path / 'other')
+    weights = [train(cfg, tmp_path / name) for name, cfg in (('one', one), ('other', other))]
+    assert all((found['backbone.conv1.weight'] != weights[0]['backbone.conv1.weight']).any() for found in weights[1:])
 
 
 @pytest.mark.parametrize(
@@ -108,17 +108,17 @@ def train_otherwise(cfg, tmp_path):
 )
 def test_classifier(classifier, tmp_path, loader):
     classifier.train_dataloader.update(loader)
-    assert_exact(classifier, tmp_path, steps=(4, 6))
+    assert_exact(classifier, tmp_path, steps=(6,))
 
 
 def test_average_and_accumulated_gradients(classifier, tmp_path):
     classifier.custom_hooks.append(dict(type='EMAHook', momentum=0.1))
     classifier.optim_wrapper.accumulative_counts = 3
-    assert_exact(classifier, tmp_path)
+    assert_exact(classifier, tmp_path, steps=(2, 4))
 
 
 def test_detector_with_images_of_several_sizes(detector, tmp_path):
-    assert_exact(detector, tmp_path, steps=(2, 4))
+    assert_exact(detector, tmp_path, steps=(4,))
 
 
 @pytest.mark.parametrize('sampler', ['DefaultSampler', 'InfiniteSampler'])
@@ -126,7 +126,7 @@ def test_iterations_without_epochs(classifier, tmp_path, sampler):
     classifier.train_dataloader.sampler.type = sampler
     classifier.train_cfg = dict(by_epoch=False, max_iters=2 * STEPS, val_interval=99)
     classifier.param_scheduler = []
-    assert_exact(classifier, tmp_path, steps=(4, 6))
+    assert_exact(classifier, tmp_path, steps=(6,))
 
 
 def test_checkpoint_at_the_end_of_an_epoch(classifier, tmp_path):

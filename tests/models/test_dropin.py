@@ -32,6 +32,16 @@ def plain_backbones(package):
     return configs, list(found.values())
 
 
+def build(backbone):
+    """A network with shapes and no numbers, if its type can do without numbers."""
+    try:
+        with torch.device('meta'):
+            return MODELS.build(dict(backbone))
+    except RuntimeError as error:
+        assert 'meta tensors' in str(error)
+        return MODELS.build(dict(backbone))
+
+
 @pytest.mark.parametrize('package, configs, settings', [(mmdet, 540, 70), (mmpretrain, 58, 26)])
 @pytest.mark.slow
 def test_every_config_accepts_se(package, configs, settings):
@@ -42,7 +52,7 @@ def test_every_config_accepts_se(package, configs, settings):
     failures = []
     for name, plain in found:
         try:
-            theirs, ours = MODELS.build(dict(plain)), MODELS.build(twin_backbone(plain))
+            theirs, ours = build(plain), build(twin_backbone(plain))
         except Exception as error:
             failures.append(f'{name}: {error}')
             continue
