@@ -74,6 +74,15 @@ def apply_args(cfg: Config, args: argparse.Namespace) -> None:
         cfg.resume, cfg.load_from = True, None
     elif args.resume:
         cfg.resume, cfg.load_from = True, args.resume
+    saving = cfg.get('default_hooks', {}).get('checkpoint') or {}
+    if saving.get('max_keep_ckpts') == 1:
+        saving.max_keep_ckpts = 2
+        print_log(
+            'default_hooks.checkpoint.max_keep_ckpts=1 becomes 2: MMEngine deletes the old checkpoint before it writes '
+            'the new one, and an interruption between would lose both',
+            logger='current',
+            level=logging.WARNING,
+        )
     if args.skip_broken < 0:
         raise InputError(f'--skip-broken {args.skip_broken}: expected 0 or more images')
 

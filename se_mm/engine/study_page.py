@@ -59,11 +59,6 @@ class Network:
         """Training loss of each run at the end."""
         return [result['curves']['training loss']['points'][-1][1] for result in self.results]
 
-    @property
-    def hours(self) -> list[float]:
-        """Time of each training."""
-        return [result['hours'] for result in self.results]
-
     def cell(self, metric: str) -> str:
         return shown(self.values[metric])
 

@@ -150,6 +150,12 @@ def test_killed_processes_are_started_again(run, small, tmp_path, free_port):
     assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
 
 
+def test_the_only_checkpoint_is_kept_until_the_next_is_there(run, small, tmp_path):
+    code, output = run(*small(2), 'default_hooks.checkpoint.max_keep_ckpts=1')
+    assert code == 0 and 'max_keep_ckpts=1 becomes 2: MMEngine deletes the old checkpoint' in output
+    assert sorted(path.name for path in tmp_path.rglob('*.pth')) == ['epoch_1.pth', 'epoch_2.pth']
+
+
 def test_restarts_are_a_number_and_of_one_machine(run, small):
     code, output = run(*small(1, processes=2), RESTARTS='often')
     assert (code, output) == (2, 'error: RESTARTS=often: give a number of restarts, such as 3\n')
