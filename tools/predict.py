@@ -38,7 +38,7 @@ def parse_args():
 
 def main():
     args = parse_args()
-    names = [Path(image).name for image in args.images]
+    names = [Path(image).name.partition('.')[0] for image in args.images]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f'two images are named {twice[0]}, and so would be their pictures: choose one')
     check_images(args.images, 'the command line')

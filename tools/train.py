@@ -74,17 +74,21 @@ def apply_args(cfg: Config, args: argparse.Namespace) -> None:
         cfg.resume, cfg.load_from = True, None
     elif args.resume:
         cfg.resume, cfg.load_from = True, args.resume
-    saving = cfg.get('default_hooks', {}).get('checkpoint') or {}
-    if saving.get('max_keep_ckpts') == 1:
-        saving.max_keep_ckpts = 2
-        print_log(
-            'default_hooks.checkpoint.max_keep_ckpts=1 becomes 2: MMEngine deletes the old checkpoint before it writes '
-            'the new one, and an interruption between would lose both',
-            logger='current',
-            level=logging.WARNING,
-        )
     if args.skip_broken < 0:
         raise InputError(f'--skip-broken {args.skip_broken}: expected 0 or more images')
+
+
+def keep_two_checkpoints(cfg: Config) -> None:
+    saving = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    if saving.get('max_keep_ckpts') == 1:
+        saving.max_keep_ckpts = 2
+        if is_main_process():
+            print_log(
+                'default_hooks.checkpoint.max_keep_ckpts=1 becomes 2: MMEngine deletes the old checkpoint before it '
+                'writes the new one, and an interruption between would lose both',
+                logger='current',
+                level=logging.WARNING,
+            )
 
 
 def main():
@@ -93,6 +97,7 @@ def main():
     apply_arguments(cfg, args)
     apply_args(cfg, args)
     init_distributed(cfg, args.launcher)
+    keep_two_checkpoints(cfg)
     if written := written_since_start(cfg.work_dir):  # this process replaces one that failed
         cfg.resume, cfg.load_from = True, written
     if cfg.get('load_from'):

@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from mmengine.dist import all_gather_object
+import torch.distributed as dist
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
 from se_mm.registry import HOOKS
 
@@ -45,7 +45,7 @@ class SeededDataset(Dataset):
         self.__dict__['dataset'] = dataset
 
     def __getattr__(self, name: str) -> object:
-        if name.startswith('__') or name == 'dataset':  # of other ways to be read; not there while unpickling
+        if name.startswith('__') or name == 'dataset':  # which is missing while an object is unpickled
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
@@ -101,7 +101,8 @@ class EndlessBatches:
 
     Args:
         dataloader: has :class:`SeededBatches`.
-        unread: so often ``next`` gives None first, for an MMEngine that leaves batches out by reading them.
+        unread: number of first calls of ``next`` that return None. MMEngine 0.10.7 makes these calls to leave out
+            batches.
     """
 
     def __init__(self, dataloader: DataLoader, unread: int) -> None:
@@ -130,9 +131,9 @@ class ExactResumeHook(Hook):
     """A training that is resumed from any of its checkpoints ends with the weights of a training without interruption.
 
     Random numbers of a sample depend on the run's seed, the process, the epoch and the sample's place in it; those of a
-    training step on the seed, the process and the number of the step. Batches of an epoch that were seen are left out
-    without being read. Checkpoints get what MMEngine leaves out: how many batches of the epoch were seen, and of each
-    process the gradients that are being accumulated and the buffers of the model.
+    training step on the seed and the number of the step, and with ``diff_rank_seed`` on the process. Batches of an
+    epoch that were seen are left out without being read. Checkpoints get what MMEngine leaves out: how many batches of
+    the epoch were seen, and of each process the gradients that are being accumulated and the buffers of the model.
 
     This needs the number of processes, the images a step and the data to stay. A transform that keeps samples for later
     ones, or draws from a generator of its own, still differs.
@@ -145,6 +146,7 @@ class ExactResumeHook(Hook):
         self.batches: SeededBatches | None = None
         self.seen = 0  # batches of this epoch
         self.states: tuple[int, list[dict]] | None = None  # of all processes, after this number of steps
+        self.group: dist.ProcessGroup | None = None
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Remember what :meth:`before_save_checkpoint` has stored."""
@@ -153,9 +155,12 @@ class ExactResumeHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Let the data loader make samples by their seeds, and take up what was stored."""
         loop, loader = runner.train_loop, runner.train_loop.dataloader
-        if loader.batch_sampler is None:  # an IterableDataset, or a data set that makes batches
-            _warn('the data loader has no batch sampler')
+        ordinary = type(loader) is DataLoader and loader.batch_sampler is not None
+        if not ordinary or isinstance(loader.dataset, IterableDataset):
+            _warn('the data loader is not one of torch with a sampler')
             return
+        if runner.world_size > 1:
+            self.group = dist.new_group(backend='gloo')  # states are sent by the CPU
         self.batches = SeededBatches(loader.batch_sampler, runner.seed, runner.rank)
         loop.dataloader = _with_parts(loader, SeededDataset(loader.dataset), self.batches)
         if runner.iter:
@@ -172,7 +177,8 @@ class ExactResumeHook(Hook):
         else:
             self.seen = self.resumed.get('seen', max(0, runner.iter - runner.epoch * length))
         if len(states) != runner.world_size:
-            _warn(f'it has the states of {len(states)} processes, and now there are {runner.world_size}')
+            stored = f'is of {len(states)} processes' if states else 'was written without ExactResumeHook'
+            _warn(f'the checkpoint {stored}, and this training has {runner.world_size} processes')
             return
         model, state = _unwrapped(runner.model), states[runner.rank]
         parameters = dict(model.named_parameters())
@@ -192,7 +198,9 @@ class ExactResumeHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
         """Seed the step."""
-        seed = derived_seed(STEP, runner.seed, runner.rank, runner.iter)
+        # By default, MMEngine gives all processes the same numbers: some models have to draw alike.
+        own = runner.rank if (runner.cfg.get('randomness') or {}).get('diff_rank_seed') else 0
+        seed = derived_seed(STEP, runner.seed, own, runner.iter)
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
@@ -226,7 +234,9 @@ class ExactResumeHook(Hook):
             self.collect(runner)
 
     def collect(self, runner: Runner) -> None:
-        """Gather what the next checkpoint stores of each process; all processes have to call it."""
+        """Gather what the next checkpoint stores of each process in process 0; all processes have to call it."""
+        if self.batches is None:
+            return
         model, buffers = _unwrapped(runner.model), {}
         if runner.world_size > 1:  # those of the only process are among its weights
             kept = model.state_dict()
@@ -236,7 +246,11 @@ class ExactResumeHook(Hook):
             gradients={name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None},
             sizes=[module._input_size for module in _batch_resizers(model)],
         )
-        self.states = runner.iter, all_gather_object(state)
+        states = [state]
+        if runner.world_size > 1:
+            states = [None] * runner.world_size if runner.rank == 0 else None
+            dist.gather_object(state, states, group=self.group)
+        self.states = runner.iter, states
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Store the states of all processes, if they were collected after this step, and the place in the epoch."""
@@ -245,7 +259,13 @@ class ExactResumeHook(Hook):
         if runner.world_size == 1:
             self.collect(runner)
         at, states = self.states or (None, [])
-        checkpoint[KEY] = dict(batches=len(self.batches), seen=self.seen, processes=states if at == runner.iter else [])
+        by_epoch = not hasattr(runner.train_loop, 'dataloader_iterator')
+        within_epoch = checkpoint['meta']['epoch'] == runner.epoch
+        checkpoint[KEY] = dict(
+            batches=len(self.batches),
+            seen=self.seen if by_epoch and within_epoch else 0,
+            processes=states if at == runner.iter else [],
+        )
 
 
 def _warn(why: str) -> None:
@@ -269,4 +289,5 @@ def _with_parts(loader: DataLoader, dataset: Dataset, batch_sampler: SeededBatch
     """A data loader that differs from another in these parts."""
     kept = ('num_workers', 'collate_fn', 'pin_memory', 'timeout', 'worker_init_fn', 'multiprocessing_context')
     kept += ('generator', 'prefetch_factor', 'persistent_workers', 'pin_memory_device')
+    kept += ('in_order',) if hasattr(loader, 'in_order') else ()  # from torch 2.6 on
     return DataLoader(dataset, batch_sampler=batch_sampler, **{name: getattr(loader, name) for name in kept})

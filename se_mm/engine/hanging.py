@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import threading
@@ -10,8 +11,9 @@ import time
 from datetime import timedelta
 from typing import NamedTuple
 
-from mmengine.dist import broadcast_object_list
+from mmengine.dist import all_gather_object, broadcast_object_list
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch.distributed import DistError, TCPStore
 
@@ -24,12 +26,16 @@ ANSWER = 20  # seconds that the store may take
 
 
 class Progress(NamedTuple):
-    """How far a process is: what is compared, what it does, and for how many seconds."""
+    """How far a process is: what is compared, what it does, for how many seconds, and on which machine."""
 
     place: list[int]
     doing: str
     seconds: float
     host: str
+
+
+# What comes after the other before or in an iteration.
+VALIDATION, METRICS, BEFORE, GRADIENTS, AFTER = range(5)
 
 
 @HOOKS.register_module()
@@ -40,7 +46,7 @@ class NameHangingHook(Hook):
     and none says for whom. Processes that hang at the same place, as all in their gradients, are left to the backend.
 
     Args:
-        timeout: seconds.
+        timeout: seconds; None for nine tenths of ``env_cfg.dist_cfg.timeout`` or, where the config has none, 540.
 
     Raises:
         InputError: ``timeout`` is not above 0.
@@ -48,87 +54,120 @@ class NameHangingHook(Hook):
 
     priority = 'VERY_HIGH'
 
-    def __init__(self, timeout: float = 540) -> None:
-        if timeout <= 0:
+    def __init__(self, timeout: float | None = None) -> None:
+        if timeout is not None and timeout <= 0:
             raise InputError(f'NameHangingHook: timeout={timeout} has to be above 0 seconds')
         self.timeout = timeout
         self.ended = threading.Event()
-        self._move(0, 0, 0, 'starting')
+        self.seen: dict[int, tuple[str, float]] = {}  # what was read last of another process, and since when
+        self._move(0, VALIDATION, 0, 'starting')
 
     def _move(self, iteration: int, phase: int, step: int, doing: str) -> None:
         self.state = [iteration, phase, step], doing, time.monotonic()
 
-    @staticmethod
-    def _gradients(runner: Runner) -> str:
-        return f'computing the gradients of iteration {runner.iter + 1}'
-
     def before_train(self, runner: Runner) -> None:
         """Start to watch, in a thread of its own."""
-        if runner.world_size > 1:
-            store = _shared_store(runner)
-            if not runner.cfg.get('compile'):  # hooks of modules would break the compiled graph
-                runner.model.register_forward_hook(lambda *_: self._move(runner.iter, 2, 0, self._gradients(runner)))
-            watch = threading.Thread(target=self._watch, args=(store, runner.rank, runner.world_size), daemon=True)
-            watch.start()
+        if runner.world_size == 1:
+            return
+        if self.timeout is None:
+            given = (runner.cfg.get('env_cfg') or {}).get('dist_cfg', {}).get('timeout')
+            self.timeout = 0.9 * given if given else 540.0
+        store = _shared_store(runner)
+        if store is None:
+            return
+        if not runner.cfg.get('compile'):  # hooks of modules would break the compiled graph
+            runner.model.register_forward_hook(lambda *_: self._after_forward(runner))
+        arguments = store, runner.rank, runner.world_size
+        threading.Thread(target=self._watch, args=arguments, daemon=True).start()
 
     def _watch(self, store: TCPStore, rank: int, processes: int) -> None:
         while not self.ended.wait(min(10.0, self.timeout / 5)):
+            place, doing, since = self.state
+            own = Progress(place, doing, time.monotonic() - since, socket.gethostname())
             try:
-                place, doing, since = self.state
-                own = Progress(place, doing, time.monotonic() - since, socket.gethostname())
-                store.set(str(rank), json.dumps([*own[:3], own.host, time.time()]))
-                if own.seconds > self.timeout and (message := self._fault(store, rank, processes, own)):
-                    print_error(InputError(message))
-                    os._exit(1)  # the main thread waits
+                store.set(str(rank), json.dumps(own))
+                message = self._fault(self._others(store, rank, processes), rank, own) if self._waits(own) else None
             except (DistError, RuntimeError) as error:
                 if self.ended.is_set() or own.seconds < self.timeout:
                     continue
-                print_error(
-                    InputError(
-                        f'process {rank} has waited for {own.seconds:.0f} s, and process 0 does not answer '
-                        f'({str(error).splitlines()[0]}): its machine or the network between may be down'
-                    )
+                message = (
+                    f'process {rank} has waited for {own.seconds:.0f} s, and process 0 does not answer '
+                    f'({str(error).splitlines()[0]}): its machine or the network between may be down'
                 )
-                os._exit(1)
+            if message:
+                print_error(InputError(message))
+                os._exit(1)  # the main thread waits
 
-    def _fault(self, store: TCPStore, rank: int, processes: int, own: Progress) -> str | None:
+    def _waits(self, own: Progress) -> bool:
+        return own.seconds > self.timeout / 2  # from then on the other processes are looked at
+
+    def _others(self, store: TCPStore, rank: int, processes: int) -> dict[int, Progress]:
+        found = {}
+        for other in (number for number in range(processes) if number != rank):
+            text, now = store.get(str(other)).decode(), time.monotonic()
+            if self.seen.get(other, ('', 0.0))[0] != text:
+                self.seen[other] = text, now
+            progress = Progress(*json.loads(text))
+            # A process that is frozen tells nothing new.
+            found[other] = progress._replace(seconds=progress.seconds + now - self.seen[other][1])
+        return found
+
+    def _fault(self, others: dict[int, Progress], rank: int, own: Progress) -> str | None:
         """What to say if this process waits for another one that does not move."""
-        others = {}
-        for other in range(processes):
-            *state, at = json.loads(store.get(str(other)))
-            others[other] = Progress(*state)._replace(seconds=state[2] + max(0.0, time.time() - at))
-        behind = {other: p for other, p in others.items() if p.place < own.place and p.seconds > self.timeout}
-        if not behind:
+        if own.seconds <= self.timeout:
             return None
+        behind = {n: other for n, other in others.items() if other.place < own.place and other.seconds > self.timeout}
         return '. '.join(
-            f'process {other} (on {p.host}) hangs: it has been for {p.seconds:.0f} s {p.doing}; process {rank} '
+            f'process {n} (on {other.host}) hangs: for {other.seconds:.0f} s it has been {other.doing}. Process {rank} '
             f'waits for it, {own.doing}'
-            for other, p in behind.items()
+            for n, other in behind.items()
         )
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
-        self._move(runner.iter, 1, 0, f'before the gradients of iteration {runner.iter + 1}')
+        self._move(runner.iter, BEFORE, 0, f'before the gradients of iteration {runner.iter + 1}')
+
+    def _after_forward(self, runner: Runner) -> None:
+        if runner.model.training:
+            self._move(runner.iter, GRADIENTS, 0, f'in the gradients of iteration {runner.iter + 1}')
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: dict | None = None
     ) -> None:
-        self._move(runner.iter, 3, 0, f'after the step of iteration {runner.iter + 1}, or loading the next images')
+        self._move(runner.iter, AFTER, 0, f'after the step of iteration {runner.iter + 1}, or loading the next images')
 
     def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
-        self._move(runner.iter, 4, batch_idx, f'validating, in iteration {batch_idx + 1}')
+        self._move(runner.iter, VALIDATION, batch_idx, f'in iteration {batch_idx + 1} of a validation')
 
-    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-        self._move(runner.iter, 5, 0, 'after the validation, or loading the next images')
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: object = None) -> None:
+        if batch_idx + 1 == len(runner.val_dataloader):  # which may differ between processes
+            self._move(runner.iter, METRICS, 0, 'after the images of a validation')
 
     def after_train(self, runner: Runner) -> None:
         """Stop to watch."""
         self.ended.set()
 
 
-def _shared_store(runner: Runner) -> TCPStore:
-    """A store of all processes, which process 0 serves."""
-    address, patience = os.environ['MASTER_ADDR'], timedelta(seconds=ANSWER)
-    store = TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=patience) if runner.rank == 0 else None
+def _shared_store(runner: Runner) -> TCPStore | None:
+    """A store of all processes, which process 0 serves; None, with a warning, if a process does not reach it."""
+    address, patience, store, why = os.environ['MASTER_ADDR'], timedelta(seconds=ANSWER), None, ''
+    try:
+        if runner.rank == 0:
+            store = TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=patience)
+    except (DistError, RuntimeError) as error:
+        why = str(error)
     port = [store.port if store else 0]
     broadcast_object_list(port)
-    return store or TCPStore(address, port[0], is_master=False, wait_for_workers=False, timeout=patience)
+    try:
+        if port[0] and runner.rank:
+            store = TCPStore(address, port[0], is_master=False, wait_for_workers=False, timeout=patience)
+    except (DistError, RuntimeError) as error:
+        why = str(error)
+    if all(all_gather_object(store is not None)):
+        return store
+    reason = f' ({why.splitlines()[0]})' if why else ''
+    print_log(
+        f'processes that hang will not be named: port {port[0]} of {address} is not reached by all{reason}',
+        logger='current',
+        level=logging.WARNING,
+    )
+    return None

@@ -99,7 +99,8 @@ def _classifier(
             for label in scores.argsort()[::-1][:5]
         ]
         summary = ', '.join(f'{entry["class"]} {entry["score"]:.2f}' for entry in best[:3])
-        return Prediction(summary, dict(image=image, classes=best), folder / f'{Path(image).stem}.png')
+        picture = (folder / Path(image).stem).with_suffix('.png')  # as the inferencer names it
+        return Prediction(summary, dict(image=image, classes=best), picture)
 
     return classify
 

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from mmengine.dist import all_reduce, barrier, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
 from se_mm.registry import HOOKS
 from se_mm.utils import InputError, written_whole
@@ -50,12 +52,17 @@ class StopOnSignalHook(Hook):
         self.before: dict = {}
 
     def before_train(self, runner: Runner) -> None:
-        """Take over the signals."""
+        """Take over the signals, and let workers of data loaders live while the step is finished."""
+        for loop in (runner.train_loop, runner.val_loop):
+            loader = getattr(loop, 'dataloader', None)
+            if isinstance(loader, DataLoader):
+                loader.worker_init_fn = OutliveSignal(loader.worker_init_fn)
         if threading.current_thread() is threading.main_thread():  # the only one that may
             self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
 
     def _note(self, number: int, frame: object) -> None:
         self.received = number
+        signal.signal(number, self.before[number] or signal.SIG_DFL)  # the next one does what it always does
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: dict | None = None
@@ -93,6 +100,23 @@ class StopOnSignalHook(Hook):
             signal.signal(number, handler)
         if is_main_process():
             Path(runner.work_dir, CHECKPOINT).unlink(missing_ok=True)
+
+
+class OutliveSignal:
+    """Lets a worker of a data loader live on when all processes of a training get SIGTERM; a second SIGTERM ends it.
+
+    Args:
+        then: ``worker_init_fn`` of the data loader.
+    """
+
+    def __init__(self, then: Callable[[int], None] | None) -> None:
+        self.then = then
+
+    def __call__(self, worker: int) -> None:
+        for number in SIGNALS:
+            signal.signal(number, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+        if self.then is not None:
+            self.then(worker)
 
 
 def end_with_launcher(patience: float = 60) -> None:

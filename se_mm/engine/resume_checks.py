@@ -114,17 +114,19 @@ def _fault_of_place(state: object, model: nn.Module) -> str | None:
         return None
     if not isinstance(state, dict) or not all(_is_count(state.get(key)) for key in ('batches', 'seen')):
         return f'its {KEY} is no dict with numbers from 0 as batches and seen'
-    processes, named = state.get('processes'), dict(model.named_parameters()) | dict(model.named_buffers())
+    processes = state.get('processes')
+    named = dict(buffers=dict(model.named_buffers()), gradients=dict(model.named_parameters()))
     if state['seen'] > state['batches'] or not isinstance(processes, list):
         return f'its {KEY} says that {_short(state["seen"])} of {_short(state["batches"])} batches were seen'
     for process in processes:
-        tensors = [process.get(key) if isinstance(process, dict) else None for key in ('buffers', 'gradients')]
-        if not all(isinstance(part, dict) for part in tensors) or not _are_sizes(process.get('sizes')):
+        tensors = {key: process.get(key) if isinstance(process, dict) else None for key in named}
+        if not all(isinstance(part, dict) for part in tensors.values()) or not _are_sizes(process.get('sizes')):
             return f'its {KEY} has processes that are no dicts of buffers, gradients and sizes'
-        for name, tensor in [pair for part in tensors for pair in part.items()]:
-            if name not in named or not isinstance(tensor, Tensor) or tensor.shape != named[name].shape:
+        for key, name, tensor in [(key, *pair) for key, part in tensors.items() for pair in part.items()]:
+            own = named[key].get(name)
+            if own is None or not isinstance(tensor, Tensor) or tensor.shape != own.shape:
                 return f'its {KEY} has a tensor {_short(name)} that does not fit the model'
-            if tensor.dtype != named[name].dtype or tensor.layout is not torch.strided or tensor.is_meta:
+            if tensor.dtype != own.dtype or tensor.layout is not torch.strided or tensor.is_meta:
                 return f'its {KEY} has a tensor {_short(name)} of another kind than the model'
     return None
 

@@ -80,12 +80,14 @@ class StudyResults:
         networks: of which there are results.
         planned: number of runs of the study.
         pictures: names and paths of the drawn curves.
+        folder: of the results.
     """
 
     study: Study
     networks: list[Network]
     planned: int
     pictures: list[tuple[str, Path]]
+    folder: Path
 
     @property
     def metrics(self) -> list[str]:
@@ -159,7 +161,7 @@ def read_results(study: Study, folder: Path) -> StudyResults | None:
     """The stored results of a study, None if there are none; curves are drawn into ``folder``.
 
     Raises:
-        InputError: a result is of another version of its config.
+        InputError: a result is of another version of its config, or the configs have no metric in common.
     """
     runs = study.runs()
     stored = [(run, json.loads(run.result(folder).read_text())) for run in runs if run.is_finished(folder)]
@@ -168,7 +170,12 @@ def read_results(study: Study, folder: Path) -> StudyResults | None:
         for config in study.configs()
         if (results := [result for run, result in stored if run.config == config])
     ]
-    return StudyResults(study, networks, len(runs), _draw(study, networks, folder)) if networks else None
+    if not networks:
+        return None
+    results = StudyResults(study, networks, len(runs), _draw(study, networks, folder), folder / study.name)
+    if not results.metrics:
+        raise InputError(f'{results.folder}: the configs have no metric in common')
+    return results
 
 
 def _draw(study: Study, networks: list[Network], folder: Path) -> list[tuple[str, Path]]:

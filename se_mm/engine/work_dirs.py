@@ -46,13 +46,14 @@ def lock_work_dir(work_dir: str | os.PathLike) -> FileLock:
     return lock
 
 
-def latest_checkpoint(work_dir: str | os.PathLike) -> str | None:
+def latest_checkpoint(work_dir: str | os.PathLike, since: float = 0.0) -> str | None:
     """The checkpoint to resume from: the one that ``last_checkpoint`` names, else the newest that can be resumed.
 
     A file that cannot be resumed is named in a warning. The best checkpoints are left out: they are older.
 
     Args:
         work_dir: the folder that a training wrote into.
+        since: time, in seconds since 1970; older files are left out.
 
     Returns:
         The file; None if the folder has no checkpoint.
@@ -70,6 +71,7 @@ def latest_checkpoint(work_dir: str | os.PathLike) -> str | None:
         files.sort(key=lambda file: file.name != named.name)
         if named.name and named.is_file() and named.parent.resolve() != folder.resolve():
             files.insert(0, named)
+    files = [file for file in files if file.stat().st_mtime >= since]
     for file in files:
         try:
             check_parts(str(file), read_checkpoint(file))
@@ -92,11 +94,9 @@ def written_since_start(work_dir: str | os.PathLike) -> str | None:
     Raises:
         InputError: see :func:`latest_checkpoint`.
     """
-    started = float(os.environ.get(STARTED, 'inf'))
-    if os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') == '0':
+    if STARTED not in os.environ or os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') == '0':
         return None
-    latest = latest_checkpoint(work_dir)
-    return latest if latest and Path(latest).stat().st_mtime >= started else None
+    return latest_checkpoint(work_dir, since=float(os.environ[STARTED]))
 
 
 def _warn(message: str) -> None:

@@ -5,15 +5,16 @@ import logging
 import random
 import shutil
 import sys
+import types
 
 import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS, TOOLS
 from mmengine.runner import Runner
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from se_mm.engine.exact_resume import Seeded, SeededDataset, derived_seed
+from se_mm.engine.exact_resume import ExactResumeHook, Seeded, SeededDataset, derived_seed
 from se_mm.utils.config import load_config, use_scope
 from se_mm.weights import read_checkpoint
 
@@ -169,6 +170,13 @@ def test_seed_that_was_drawn(classifier, whole_and_part):
     assert all(torch.equal(x, part['state_dict'][name]) for name, x in whole['state_dict'].items())
 
 
+def test_iterations_without_epochs_by_the_tool(classifier, whole_and_part):
+    classifier.train_cfg = dict(by_epoch=False, max_iters=2 * STEPS, val_interval=99)
+    classifier.param_scheduler = []
+    whole, part = whole_and_part(classifier, 8, sys.executable, TOOLS / 'train.py', 'CONFIG')  # in the second pass
+    assert all(torch.equal(x, part['state_dict'][name]) for name, x in whole['state_dict'].items())
+
+
 def test_two_processes(classifier, whole_and_part, tmp_path):
     """Each has batch norm statistics and gradients of its own, which are averaged at the end of an epoch or window."""
     classifier.custom_hooks.append(dict(type='SyncBuffersHook'))
@@ -214,3 +222,15 @@ def test_samples_depend_on_their_seeds_alone():
     dataset.pipeline = 'second'  # as hooks do
     assert dataset.dataset.pipeline == 'second' and copy.deepcopy(dataset).pipeline == 'second'
     assert not hasattr(dataset, '__getitems__') and not hasattr(dataset, 'metainfo')
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from range(3)
+
+
+def test_streams_are_left_as_they_are():
+    runner = types.SimpleNamespace(train_loop=types.SimpleNamespace(dataloader=DataLoader(Stream(), batch_size=2)))
+    loader = runner.train_loop.dataloader
+    ExactResumeHook().before_train(runner)
+    assert runner.train_loop.dataloader is loader and [len(batch) for batch in loader] == [2, 1]

@@ -110,7 +110,11 @@ def fault(content, cfg, model):
         (['exact_resume', 'seen'], 5, 'its exact_resume says that 5 of 4 batches were seen'),
         (['exact_resume', 'processes'], [None], 'its exact_resume has processes that are no dicts of'),
         (['exact_resume', 'processes', 0, 'sizes'], [(1, -1)], 'its exact_resume has processes that are no dicts of'),
-        (['exact_resume', 'processes', 0, 'buffers'], {'backbone.conv1.weight': torch.ones(2)}, 'that does not fit'),
+        (
+            ['exact_resume', 'processes', 0, 'buffers'],
+            {'backbone.bn1.running_mean': torch.ones(2)},
+            'that does not fit',
+        ),
         (['exact_resume', 'processes', 0, 'gradients'], {'none': torch.ones(2)}, "a tensor 'none' that does not fit"),
         (['exact_resume', 'processes', 0, 'gradients'], {'head.fc.bias': torch.ones(8).long()}, 'of another kind'),
         (['optimizer'], [1], 'its optimizer is no dict but a list'),

@@ -101,6 +101,11 @@ def test_links_of_the_page_lead_somewhere(store):
     assert 'mean and standard deviation' in page and '1.500 ± 0.707' in page  # the training loss
 
 
+def test_one_config_alone_has_no_difference(store):
+    _, page = page_of(store(plain=errors(9, 8), se=[]))
+    assert '8.50 ± 0.71' in page and 'no results of two configs to compare' in page
+
+
 def test_no_results(store, run, tmp_path):
     path = store(plain=[], se=[])
     assert read_results(read_study(path), tmp_path / 'results') is None

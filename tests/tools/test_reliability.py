@@ -101,7 +101,8 @@ def started(command, folder, words, **environment):
 @pytest.mark.parametrize(('processes', 'number'), [(1, signal.SIGTERM), (2, signal.SIGUSR1)])
 def test_a_signal_stops_after_a_checkpoint(run, small, tmp_path, free_port, processes, number):
     command = small(8, '--work-dir', 'work', processes=processes)
-    process, log = started(command, tmp_path, 'Epoch(train) [2]', PORT=str(free_port))
+    workers = [f'train_dataloader.num_workers={processes - 1}', f'train_dataloader.persistent_workers={processes > 1}']
+    process, log = started([*command, *workers], tmp_path, 'Epoch(train) [2]', PORT=str(free_port))
     process.send_signal(number)
     assert process.wait(timeout=100) == 75, log.read_text()
     path = tmp_path / 'work' / 'interrupted.pth'
@@ -199,6 +200,6 @@ def test_a_process_that_hangs_is_named(run, small, tmp_path, free_port):
     code, output = run(*small(2, processes=2), hooks, PORT=free_port, PYTHONPATH=tmp_path)
     assert code == 1 and time.monotonic() - begin < 90
     assert re.search(
-        r'error: process 1 \(on \S+\) hangs: it has been for \d+ s before the gradients of iteration 4', output
+        r'error: process 1 \(on \S+\) hangs: for \d+ s it has been before the gradients of iteration 4', output
     ), output
-    assert 'process 0 waits for it' in output
+    assert 'Process 0 waits for it, in the gradients of iteration 4' in output
