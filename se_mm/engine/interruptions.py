@@ -103,7 +103,9 @@ class StopOnSignalHook(Hook):
 
 
 class OutliveSignal:
-    """Lets a worker of a data loader live on when all processes of a training get SIGTERM; a second SIGTERM ends it.
+    """Keeps the signals of a training from a worker of a data loader: torchrun sends SIGTERM to a group of processes.
+
+    The training itself still ends its workers, each by a SIGTERM of its own.
 
     Args:
         then: ``worker_init_fn`` of the data loader.
@@ -113,8 +115,10 @@ class OutliveSignal:
         self.then = then
 
     def __call__(self, worker: int) -> None:
+        os.setpgrp()
         for number in SIGNALS:
-            signal.signal(number, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+            if number != signal.SIGTERM:
+                signal.signal(number, signal.SIG_IGN)
         if self.then is not None:
             self.then(worker)
 
