@@ -125,13 +125,11 @@ def train(folder: Path, options: list, dying: tuple[int, str] | None = None) -> 
     common = [folder.parent / 'small.py', '--work-dir', folder / 'work', '--launcher', 'pytorch', '--resume']
     running = {}
     for rank in range(PROCESSES):
-        hook = (
-            f"custom_hooks=[dict(type='SyncBuffersHook'),dict(type='se_mm.DieHook',moment='{dying[1]}')]"
-            if dying
-            else ''
-        )
-        more = [hook] if dying and dying[0] == rank else []
-        running[start(rank, port, folder, [*common, '--cfg-options', *options, *more])] = rank
+        arguments = [*common, '--cfg-options', *options]
+        if dying and dying[0] == rank:
+            hooks = f"[dict(type='SyncBuffersHook'),dict(type='se_mm.DieHook',moment='{dying[1]}')]"
+            arguments.append(f'custom_hooks={hooks}')
+        running[start(rank, port, folder, arguments)] = rank
     codes = {}
     while running:
         number, status = os.wait()

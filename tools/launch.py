@@ -59,9 +59,8 @@ def main():
         args.local_addr = args.master_addr
     os.environ[STARTED] = str(time.time())
     os.environ.setdefault('TORCH_ELASTIC_SHUTDOWN_TIMEOUT', '120')  # seconds, to write a checkpoint
-    signal.signal(
-        signal.SIGUSR1, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM)
-    )  # which torchrun passes on
+    # torchrun passes SIGTERM on to the processes, and not SIGUSR1.
+    signal.signal(signal.SIGUSR1, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
     try:
         run(args)
     except SignalException as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from se_mm.engine import guard
 from se_mm.engine.studies import ROOT, read_study
-from se_mm.engine.study_page import read_results, render
+from se_mm.engine.study_page import draw, read_results, render
 from se_mm.utils import InputError, write_json, written_whole
 
 
@@ -39,6 +39,8 @@ def main():
         raise InputError(
             f'{args.results} has no results of {", ".join(map(str, args.studies))}: run tools/study.py first'
         )
+    for results in studies:
+        draw(results)
     text = render(studies, args.out, shlex.join(['python', *sys.argv]))
     with written_whole(args.out) as partial:
         partial.write_text(text)

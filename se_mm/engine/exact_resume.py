@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
 from se_mm.registry import HOOKS
+from se_mm.utils import InputError
 
 KEY = 'exact_resume'  # in checkpoints
 SAMPLE, STEP = 0, 1  # what random numbers are for
@@ -103,6 +104,9 @@ class EndlessBatches:
         dataloader: has :class:`SeededBatches`.
         unread: number of first calls of ``next`` that return None. MMEngine 0.10.7 makes these calls to leave out
             batches.
+
+    Raises:
+        InputError: on ``next``, the data give no batch.
     """
 
     def __init__(self, dataloader: DataLoader, unread: int) -> None:
@@ -119,6 +123,8 @@ class EndlessBatches:
             self.iterator = iter(self.dataloader)
         while (batch := next(self.iterator, self)) is self:  # the end of an epoch
             batches = self.dataloader.batch_sampler
+            if not len(batches):
+                raise InputError('the training data give no batch: lower train_dataloader.batch_size')
             batches.epoch += 1
             if hasattr(batches.sampler, 'set_epoch'):
                 batches.sampler.set_epoch(batches.epoch)
@@ -175,7 +181,7 @@ class ExactResumeHook(Hook):
         if self.resumed.get('batches', length) != length:
             _warn(f'an epoch had {self.resumed["batches"]} batches, and now has {length}')
         else:
-            self.seen = self.resumed.get('seen', max(0, runner.iter - runner.epoch * length))
+            self.seen = self.resumed.get('seen', 0)
         if len(states) != runner.world_size:
             stored = f'is of {len(states)} processes' if states else 'was written without ExactResumeHook'
             _warn(f'the checkpoint {stored}, and this training has {runner.world_size} processes')
@@ -210,28 +216,24 @@ class ExactResumeHook(Hook):
     ) -> None:
         """Collect the states of all processes for a checkpoint within an epoch."""
         self.seen += 1
-        if any(
-            not hook.by_epoch
-            and (
-                self.every_n_train_iters(runner, hook.interval, hook.save_begin)
-                or (hook.save_last and self.is_last_train_iter(runner))
-            )
-            for hook in _checkpoint_hooks(runner)
-        ):
-            self.collect(runner)
+        self._collect_if_saved(runner, by_epoch=False)
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Collect the states of all processes for a checkpoint after an epoch."""
         self.seen = 0
-        if any(
-            hook.by_epoch
-            and (
-                self.every_n_epochs(runner, hook.interval, hook.save_begin)
-                or (hook.save_last and self.is_last_train_epoch(runner))
-            )
-            for hook in _checkpoint_hooks(runner)
-        ):
-            self.collect(runner)
+        self._collect_if_saved(runner, by_epoch=True)
+
+    def _collect_if_saved(self, runner: Runner, by_epoch: bool) -> None:
+        """Collect if a CheckpointHook saves next, by its own conditions: only process 0 will hear of the checkpoint."""
+        if runner.world_size == 1:
+            return
+        every = self.every_n_epochs if by_epoch else self.every_n_train_iters
+        is_last = self.is_last_train_epoch if by_epoch else self.is_last_train_iter
+        for hook in runner.hooks:
+            if isinstance(hook, CheckpointHook) and hook.by_epoch == by_epoch:
+                if every(runner, hook.interval, hook.save_begin) or (hook.save_last and is_last(runner)):
+                    self.collect(runner)
+                    return
 
     def collect(self, runner: Runner) -> None:
         """Gather what the next checkpoint stores of each process in process 0; all processes have to call it."""
@@ -274,10 +276,6 @@ def _warn(why: str) -> None:
 
 def _unwrapped(model: nn.Module) -> nn.Module:
     return model.module if is_model_wrapper(model) else model
-
-
-def _checkpoint_hooks(runner: Runner) -> list[CheckpointHook]:
-    return [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
 
 
 def _batch_resizers(model: nn.Module) -> list[nn.Module]:

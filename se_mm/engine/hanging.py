@@ -34,7 +34,7 @@ class Progress(NamedTuple):
     host: str
 
 
-# What comes after the other before or in an iteration.
+# The phases of an iteration, in their order; a validation comes before the iteration.
 VALIDATION, METRICS, BEFORE, GRADIENTS, AFTER = range(5)
 
 
@@ -86,7 +86,7 @@ class NameHangingHook(Hook):
             own = Progress(place, doing, time.monotonic() - since, socket.gethostname())
             try:
                 store.set(str(rank), json.dumps(own))
-                message = self._fault(self._others(store, rank, processes), rank, own) if self._waits(own) else None
+                message = self._fault(self._others(store, rank, processes), rank, own) if self._waits(own) else ''
             except (DistError, RuntimeError) as error:
                 if self.ended.is_set() or own.seconds < self.timeout:
                     continue
@@ -112,10 +112,10 @@ class NameHangingHook(Hook):
             found[other] = progress._replace(seconds=progress.seconds + now - self.seen[other][1])
         return found
 
-    def _fault(self, others: dict[int, Progress], rank: int, own: Progress) -> str | None:
-        """What to say if this process waits for another one that does not move."""
+    def _fault(self, others: dict[int, Progress], rank: int, own: Progress) -> str:
+        """What to say if this process waits for another one that does not move, '' if it does not."""
         if own.seconds <= self.timeout:
-            return None
+            return ''
         behind = {n: other for n, other in others.items() if other.place < own.place and other.seconds > self.timeout}
         return '. '.join(
             f'process {n} (on {other.host}) hangs: for {other.seconds:.0f} s it has been {other.doing}. Process {rank} '

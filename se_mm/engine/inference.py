@@ -16,7 +16,6 @@ from torch import nn
 
 from se_mm.utils import InputError
 from se_mm.utils.config import build_model, leaf_datasets, use_scope
-from se_mm.weights import read_checkpoint
 
 from .weight_checks import check_checkpoint
 
@@ -74,8 +73,7 @@ def predictor(
     if 'data_preprocessor' in cfg:  # as MMEngine's runner does
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     model = build_model(cfg)
-    check_checkpoint(checkpoint, model, training=False)
-    classes = classes_of(cfg, read_checkpoint(checkpoint))
+    classes = classes_of(cfg, check_checkpoint(checkpoint, model, training=False))
     device = device or get_device()
     if cfg.default_scope == 'mmpretrain':
         return _classifier(cfg, model, classes, folder, device)

@@ -25,14 +25,16 @@ class Network:
     """The stored results of a config.
 
     Attributes:
-        name: of the config.
-        config: its file.
+        config: file of the config.
         results: contents of the files that :func:`~se_mm.engine.studies.write_result` wrote.
     """
 
-    name: str
     config: Path
     results: list[dict]
+
+    @property
+    def name(self) -> str:
+        return self.config.stem
 
     @cached_property
     def values(self) -> dict[str, list[float]]:
@@ -78,16 +80,23 @@ class StudyResults:
     Attributes:
         study: the study.
         networks: of which there are results.
-        planned: number of runs of the study.
-        pictures: names and paths of the drawn curves.
         folder: of the results.
     """
 
     study: Study
     networks: list[Network]
-    planned: int
-    pictures: list[tuple[str, Path]]
     folder: Path
+
+    @property
+    def planned(self) -> int:
+        """Number of runs of the study."""
+        return len(self.study.runs())
+
+    @cached_property
+    def pictures(self) -> dict[Axis, Path]:
+        """Where :func:`draw` puts the curves."""
+        axes = dict.fromkeys(axis for network in self.networks for axis in network.curves)
+        return {axis: self.folder / f'{axis.quantity.partition(",")[0].replace(" ", "_")}.svg' for axis in axes}
 
     @property
     def metrics(self) -> list[str]:
@@ -158,36 +167,33 @@ def sentence(pair: Comparison, metric: str) -> str:
 
 
 def read_results(study: Study, folder: Path) -> StudyResults | None:
-    """The stored results of a study, None if there are none; curves are drawn into ``folder``.
+    """The stored results of a study, None if there are none.
 
     Raises:
         InputError: a result is of another version of its config, or the configs have no metric in common.
     """
-    runs = study.runs()
-    stored = [(run, json.loads(run.result(folder).read_text())) for run in runs if run.is_finished(folder)]
+    finished = [run for run in study.runs() if run.is_finished(folder)]
+    stored = [(run, json.loads(run.result(folder).read_text())) for run in finished]
     networks = [
-        Network(config.stem, config, results)
+        Network(config, results)
         for config in study.configs()
         if (results := [result for run, result in stored if run.config == config])
     ]
     if not networks:
         return None
-    results = StudyResults(study, networks, len(runs), _draw(study, networks, folder), folder / study.name)
+    results = StudyResults(study, networks, folder / study.name)
     if not results.metrics:
         raise InputError(f'{results.folder}: the configs have no metric in common')
     return results
 
 
-def _draw(study: Study, networks: list[Network], folder: Path) -> list[tuple[str, Path]]:
-    """Pictures of all curves, bands where there are several runs; what they show, and their files."""
-    pictures, numbers = [], {network.name: number for number, network in enumerate(networks)}
-    for axis in dict.fromkeys(axis for network in networks for axis in network.curves):
-        curves = {n.name: mean_curve(n.curves[axis]) for n in networks if axis in n.curves}
-        path = folder / study.name / f'{axis.quantity.partition(",")[0].replace(" ", "_")}.svg'
+def draw(results: StudyResults) -> None:
+    """Draw all curves, with bands where there are several runs, into the folder of the results."""
+    numbers = {network.name: number for number, network in enumerate(results.networks)}
+    for axis, path in results.pictures.items():
+        curves = {n.name: mean_curve(n.curves[axis]) for n in results.networks if axis in n.curves}
         with written_whole(path) as partial:
             partial.write_text(draw_curves(axis, curves, numbers))
-        pictures.append((axis.quantity, path))
-    return pictures
 
 
 def render(studies: list[StudyResults], page: Path, command: str) -> str:

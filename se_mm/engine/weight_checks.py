@@ -20,7 +20,7 @@ from se_mm.weights.pickles import warn_of_attacks
 from .resume_checks import check_resumable
 
 
-def check_checkpoint(path: str, model: nn.Module, *, training: bool, resume: Config | None = None) -> None:
+def check_checkpoint(path: str, model: nn.Module, *, training: bool, resume: Config | None = None) -> dict:
     """Read a checkpoint of the whole model; all of it must fit, unless training only starts from it.
 
     Args:
@@ -28,6 +28,9 @@ def check_checkpoint(path: str, model: nn.Module, *, training: bool, resume: Con
         model: built for the check; it gets the weights.
         training: the checkpoint is to be trained, otherwise to be evaluated.
         resume: config of the training that goes on where the checkpoint was written.
+
+    Returns:
+        The checkpoint.
 
     Raises:
         InputError: the file is missing, damaged or does not fit, or cannot be resumed.
@@ -49,6 +52,7 @@ def check_checkpoint(path: str, model: nn.Module, *, training: bool, resume: Con
             f'checkpoint {path} has the names of another project ({found.format.name}): convert it first, '
             f'python tools/convert_checkpoint.py {path} NEW.pth'
         ) from None
+    return checkpoint
 
 
 def check_pretrained(cfg: Config, model: nn.Module) -> None:

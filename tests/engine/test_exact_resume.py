@@ -12,9 +12,17 @@ import pytest
 import torch
 from conftest import CONFIGS, TOOLS
 from mmengine.runner import Runner
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
-from se_mm.engine.exact_resume import ExactResumeHook, Seeded, SeededDataset, derived_seed
+from se_mm.engine.exact_resume import (
+    EndlessBatches,
+    ExactResumeHook,
+    Seeded,
+    SeededBatches,
+    SeededDataset,
+    derived_seed,
+)
+from se_mm.utils import InputError
 from se_mm.utils.config import load_config, use_scope
 from se_mm.weights import read_checkpoint
 
@@ -210,6 +218,12 @@ class Draws(Dataset):
 
     def __getitem__(self, index):
         return index, random.random(), np.random.rand(), torch.rand(1).item()
+
+
+def test_data_without_a_batch_are_an_error():
+    loader = DataLoader(Draws(), batch_sampler=SeededBatches(BatchSampler(range(3), 4, drop_last=True)))
+    with pytest.raises(InputError, match='the training data give no batch'):
+        next(EndlessBatches(loader, 0))
 
 
 def test_samples_depend_on_their_seeds_alone():

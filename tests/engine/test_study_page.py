@@ -9,7 +9,7 @@ import yaml
 from scipy.stats import ttest_ind
 
 from se_mm.engine.studies import read_study
-from se_mm.engine.study_page import read_results, render
+from se_mm.engine.study_page import draw, read_results, render
 
 AP = ('AP', 'AP50', 'AP75', 'AP_S', 'AP_M', 'AP_L', 'AR1', 'AR10', 'AR100', 'AR_S', 'AR_M', 'AR_L')
 
@@ -94,7 +94,8 @@ def test_page_of_a_detector_has_all_twelve_numbers(store):
 
 def test_links_of_the_page_lead_somewhere(store):
     path = store(plain=errors(9, 8), se=errors(7, 8))
-    _, page = page_of(path)
+    results, page = page_of(path)
+    draw(results)
     links = re.findall(r'\]\((?!http)(.*?)\)', page)
     assert any(link.endswith('.svg') for link in links)
     assert all((path.parent / link).exists() for link in links)
