@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from se_mm.datasets.drawn import write_scenes, write_shapes
+from se_mm.engine import guard
 
 
 def main():
@@ -21,4 +22,5 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    with guard():
+        main()

@@ -17,7 +17,7 @@ from se_mm.datasets.images import check_images
 from se_mm.engine import guard
 from se_mm.engine.arguments import ConfigOptions
 from se_mm.engine.inference import predictor
-from se_mm.utils import InputError, write_json
+from se_mm.utils import InputError, errors_name, write_json
 from se_mm.utils.config import load_config
 from se_mm.weights import fetch
 
@@ -45,7 +45,8 @@ def main():
     cfg = load_config(args.config, args.cfg_options)
     predict = predictor(cfg, str(fetch(args.checkpoint)), args.out_dir, device=args.device, score=args.score_thr)
     console = Console(stderr=True)
-    predictions = [predict(image) for image in track(args.images, 'images', console=console, transient=True)]
+    with errors_name(args.out_dir):
+        predictions = [predict(image) for image in track(args.images, 'images', console=console, transient=True)]
     write_json(args.out_dir / 'predictions.json', [prediction.content for prediction in predictions])
     table = Table('image', 'prediction', 'picture')
     for image, prediction in zip(args.images, predictions):

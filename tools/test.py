@@ -19,7 +19,7 @@ from se_mm.engine import check_config, guard, init_distributed, once_per_machine
 from se_mm.engine.arguments import add_arguments, apply_arguments, parse_arguments
 from se_mm.engine.drawing import DrawInChild
 from se_mm.engine.results import coco_metrics, save_predictions, write_metrics
-from se_mm.utils import InputError
+from se_mm.utils import InputError, errors_name
 from se_mm.utils.config import load_config, type_name
 from se_mm.weights import fetch
 
@@ -116,7 +116,8 @@ def main():
     if args.tta:
         add_tta(cfg, args)
     hooks = [DrawInChild(cfg)] if args.show_dir and args.launcher != 'none' else []
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    with errors_name(cfg.work_dir):
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     for hook in hooks:
         runner.register_hook(hook)
     if args.out:
@@ -131,7 +132,8 @@ def main():
     if cfg.get('compile'):  # MMEngine compiles training steps only
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         model.compile(**(cfg.compile if isinstance(cfg.compile, dict) else {}))
-    metrics = runner.test()
+    with errors_name(cfg.work_dir):
+        metrics = runner.test()
     if is_main_process():
         if kinds:
             metrics = {**metrics, **coco_metrics(runner, kinds, prefix, args.classwise)}

@@ -22,7 +22,7 @@ from se_mm.engine import (
 )
 from se_mm.engine.arguments import add_arguments, apply_arguments, parse_arguments
 from se_mm.engine.work_dirs import latest_checkpoint, lock_work_dir, written_since_start
-from se_mm.utils import InputError
+from se_mm.utils import InputError, errors_name
 from se_mm.utils.config import load_config, type_name
 from se_mm.weights import fetch, read_checkpoint
 
@@ -128,9 +128,10 @@ def main():
         cfg.randomness = dict(cfg.get('randomness') or {}, seed=read_checkpoint(checkpoint)['meta'].get('seed'))
     if dataset := (cfg.get('train_dataloader') or {}).get('dataset'):
         cfg.train_dataloader.dataset = ConfigDict(skip_broken(dataset, args.skip_broken, str(record)))
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     try:
-        runner.train()
+        with errors_name(cfg.work_dir):
+            runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+            runner.train()
     finally:
         if is_main_process() and (names := replaced(record)):
             print_log(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args, get_type_hints
 
-from se_mm.utils import InputError
+from se_mm.utils import InputError, errors_name
 
 from .cost import Quantiles
 
@@ -96,7 +96,7 @@ def cost_writer(path: Path) -> Iterator[Callable[[Cost], None]]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f'.{path.name}')
-    with unfinished.open('w', newline='') as file:
+    with errors_name(path), unfinished.open('w', newline='') as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
@@ -63,6 +64,16 @@ def timm_state(weights: Weights, source: str) -> dict[str, Tensor]:
     return state | {f'{head}.{name}': tensor for name, tensor in weights.head.items()}
 
 
+def _as_bytes(state: dict[str, Tensor], meta: dict, suffix: str) -> bytes:
+    if suffix == '.safetensors':
+        from safetensors.torch import save
+
+        return save(state, {key: json.dumps(value) for key, value in meta.items()} | {'format': 'pt'})
+    buffer = io.BytesIO()
+    torch.save(dict(meta=meta, state_dict=state), buffer)
+    return buffer.getvalue()
+
+
 def save_weights(
     state: dict[str, Tensor], path: str | os.PathLike, meta: dict | None = None, hashed: bool = False
 ) -> Path:
@@ -86,12 +97,7 @@ def save_weights(
     state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
     try:
         with written_whole(written) as temporary:
-            if path.suffix == '.safetensors':
-                from safetensors.torch import save_file
-
-                save_file(state, temporary, {k: json.dumps(v) for k, v in (meta or {}).items()} | {'format': 'pt'})
-            else:
-                torch.save(dict(meta=meta or {}, state_dict=state), temporary)
+            temporary.write_bytes(_as_bytes(state, meta or {}, path.suffix))
         if hashed:
             return written.rename(path.with_name(f'{path.stem}-{sha256(written)[:8]}{path.suffix}'))
     except OSError as error:

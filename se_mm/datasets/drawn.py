@@ -18,6 +18,8 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
+from se_mm.utils import errors_name
+
 SHAPES = ('circle', 'square', 'triangle')
 SHAPE_SIZE, SCENE_SIZE = 128, 256
 
@@ -61,6 +63,10 @@ def _draw_shapes(rng: Generator) -> tuple[np.ndarray, list[tuple[int, list[float
     return _noise(rng, image, 6), objects
 
 
+def _write_image(path: Path, image: np.ndarray) -> None:
+    path.write_bytes(cv2.imencode('.jpg', image)[1])  # cv2.imwrite says nothing of a full disk
+
+
 def _write_shapes(root: Path, rng: Generator, train: int, val: int) -> None:
     (root / 'annotations').mkdir(parents=True)
     for split, count in (('train', train), ('val', val)):
@@ -69,7 +75,7 @@ def _write_shapes(root: Path, rng: Generator, train: int, val: int) -> None:
         for i in range(1, count + 1):
             image, objects = _draw_shapes(rng)
             name = f'{i:06d}.jpg'
-            cv2.imwrite(str(root / split / name), image)
+            _write_image(root / split / name, image)
             images.append(dict(id=i, file_name=name, width=SHAPE_SIZE, height=SHAPE_SIZE))
             for category, box, area in objects:
                 annotations.append(
@@ -185,14 +191,14 @@ def _write_scenes(root: Path, rng: Generator, train: int, val: int) -> None:
         (root / f'data_256{category}').mkdir(parents=True)
         for i in range(1, train + 1):
             name = f'{category}/{i:08d}.jpg'
-            cv2.imwrite(f'{root}/data_256{name}', _draw_scene(rng, category))
+            _write_image(Path(f'{root}/data_256{name}'), _draw_scene(rng, category))
             lines.append(f'{name} {label}\n')
     (root / 'places365_train_standard.txt').write_text(''.join(lines))
     lines = []
     for i in range(val * len(categories)):
         label = int(rng.integers(len(categories)))
         name = f'Places365_val_{i + 1:08d}.jpg'
-        cv2.imwrite(f'{root}/val_256/{name}', _draw_scene(rng, categories[label]))
+        _write_image(root / 'val_256' / name, _draw_scene(rng, categories[label]))
         lines.append(f'{name} {label}\n')
     (root / 'places365_val.txt').write_text(''.join(lines))
 
@@ -202,8 +208,12 @@ def _write(write: Callable, root: str | Path, seed: int, train: int, val: int) -
     if not root.exists():
         partial = root.with_name(f'.{root.name}.partial')
         shutil.rmtree(partial, ignore_errors=True)
-        write(partial, np.random.default_rng(seed), train, val)
-        partial.rename(root)
+        try:
+            with errors_name(root):
+                write(partial, np.random.default_rng(seed), train, val)
+            partial.rename(root)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return root
 
 

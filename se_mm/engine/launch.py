@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import logging
 import os
 import socket
 import subprocess
@@ -157,6 +158,12 @@ def once_per_machine(check: Callable[[], None]) -> None:
         sys.exit(1)
 
 
+def _is_main_process() -> bool:
+    """Whether this is the first process of a launcher, or the only one; also before processes are connected."""
+    ranks = [os.environ[rank] for rank, *_ in VARIABLES.values() if rank in os.environ]
+    return not ranks or ranks[0] == '0'
+
+
 @contextmanager
 def guard() -> Iterator[None]:
     """Frame of a tool: an InputError becomes one line on standard error and exit code 1.
@@ -166,11 +173,11 @@ def guard() -> Iterator[None]:
     Checkpoints read meanwhile, by whatever library, are data, see :func:`refuse_code`.
     """
     refuse_code()
+    logging.raiseExceptions = False  # no traces of a log that does not fit: what is written next fails, too
     try:
         yield
     except InputError as error:
-        ranks = [os.environ[rank] for rank, *_ in VARIABLES.values() if rank in os.environ]
-        if ranks and ranks[0] != '0':
+        if not _is_main_process():
             time.sleep(10)  # a launcher ends all processes with the first: then the main one has said it
         print_error(error)
         sys.exit(1)
@@ -180,7 +187,8 @@ def guard() -> Iterator[None]:
         print_error(InputError(f'{error.filename or "a file"} cannot be read or written: {error.strerror}'))
         sys.exit(1)
     except KeyboardInterrupt:
-        print_error(InputError('interrupted'))
+        if _is_main_process():
+            print_error(InputError('interrupted'))
         sys.exit(130)
     finally:
         if dist.is_initialized():

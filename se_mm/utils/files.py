@@ -18,14 +18,25 @@ class InputError(ValueError):
 
 
 @contextmanager
+def errors_name(path: str | os.PathLike) -> Iterator[None]:
+    """Let an OSError name ``path`` if it names no file: a write to a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextmanager
 def written_whole(path: str | os.PathLike) -> Iterator[Path]:
     """A path beside ``path`` to write to, renamed in the end: readers never see half a file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
-        yield partial
-        os.replace(partial, path)
+        with errors_name(path):
+            yield partial
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import CONFIGS, TOOLS
 
+from se_mm.utils.config import build_model, load_config
 from se_mm.weights import read_checkpoint
 
 CLASSIFIER = CONFIGS / 'quickstart' / 'se_r18_scenes.py'
@@ -90,7 +91,12 @@ def started(command, folder, words, **environment):
     path = f'{os.path.dirname(sys.executable)}:{os.environ["PATH"]}'
     with log.open('w') as file:
         process = subprocess.Popen(
-            command, cwd=folder, stdout=file, stderr=file, env={**os.environ, 'PATH': path, **environment}
+            command,
+            cwd=folder,
+            stdout=file,
+            stderr=file,
+            env={**os.environ, 'PATH': path, **environment},
+            start_new_session=True,  # a group, which gets Ctrl-C as in a terminal
         )
     while words not in log.read_text():
         assert process.poll() is None, log.read_text()
@@ -119,6 +125,23 @@ def test_a_signal_stops_after_a_checkpoint(run, small, tmp_path, free_port, proc
     assert not path.exists()
     assert run(*small(ends, '--work-dir', 'whole', processes=processes), PORT=free_port)[0] == 0
     assert_equal(tmp_path / 'work' / f'epoch_{ends}.pth', tmp_path / 'whole' / f'epoch_{ends}.pth')
+
+
+@pytest.mark.parametrize(('tool', 'processes'), [('train', 1), ('train', 2), ('test', 1)])
+def test_interrupt_is_one_line(small, scenes, tmp_path, free_port, tool, processes):
+    words = 'Epoch(train)'
+    command = [*small(99, processes=processes), 'train_dataloader.num_workers=2']
+    if tool == 'test':
+        words = 'mmengine - INFO - Load checkpoint'
+        torch.save(
+            dict(state_dict=build_model(load_config(tmp_path / 'small.py')).state_dict()), tmp_path / 'small.pth'
+        )
+        command = [sys.executable, TOOLS / 'test.py', 'small.py', 'small.pth', '--cfg-options', f'data_root={scenes}']
+    process, log = started(command, tmp_path, words, PORT=str(free_port))
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=100) == 130, log.read_text()
+    after = log.read_text().rpartition(words)[2]
+    assert after.count('error: ') == 1 and 'error: interrupted' in after and 'Traceback' not in after
 
 
 DIES = """
