@@ -64,6 +64,27 @@ def test_report(run_page, tmp_path):
     assert page.count('data:image/svg+xml') == 2 and page.count('data:image/jpeg') >= 6 and 'note:' not in output
 
 
+def test_excitation(run_page, tmp_path):
+    output = run_page('excitation')
+    assert re.search(r'│ SE_5_2 +│ [\d.]+ +│ [\d.]+ % +│ [\d.]+ \(chance [\d.]+\)', output)
+    assert (tmp_path / 'gates' / 'excitation.html').read_text().count('data:image/svg+xml') == 4
+
+
+def test_gates_in_python(tmp_path, monkeypatch):
+    """The lines of the page, with timm's network."""
+    import timm
+
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model, images = timm.create_model('seresnet18', num_classes=2), torch.randn(4, 3, 32, 32)
+    names = dict(model=model, images=images, classes=['cat', 'dog'], loader=[(images, torch.tensor([0, 1, 1, 0]))])
+    for lines in re.findall(r'```python\n(.*?)```', (ROOT / 'docs' / 'excitation.md').read_text(), re.DOTALL):
+        exec(lines, names)
+    assert names['gates'].shape == (4, 64) and names['statistics'].images == 4
+    page = (tmp_path / 'gates' / 'excitation.html').read_text()
+    assert 'Gates of my network' in page and page.count('data:image/svg+xml') == 3
+
+
 BACKENDS = dict(
     TensorboardVisBackend=('tensorboard', '*/vis_data/events.out.tfevents.*'),
     WandbVisBackend=('wandb', '*/vis_data/wandb/offline-run-*/*.wandb'),

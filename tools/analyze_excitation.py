@@ -12,7 +12,6 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 from mmengine.device import get_device
 from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
 from rich.console import Console
@@ -21,7 +20,7 @@ from rich.table import Table
 
 import se_mm  # noqa: F401  registers the backbones
 from se_mm.analysis.excitation import Analysis, measure_gates, study_worth
-from se_mm.analysis.excitation_page import draw, render, write_files
+from se_mm.analysis.excitation_page import write_analysis
 from se_mm.analysis.gate_statistics import GateStatistics
 from se_mm.analysis.gate_worth import Bank, cases
 from se_mm.analysis.gates import gate_layers
@@ -29,7 +28,7 @@ from se_mm.engine import check_config, guard, init_distributed, once_per_machine
 from se_mm.engine.arguments import ConfigOptions, parse_arguments
 from se_mm.engine.excitation import SPLITS, gate_data, score_of
 from se_mm.engine.weight_checks import check_checkpoint
-from se_mm.utils import InputError, errors_name, written_whole
+from se_mm.utils import InputError, errors_name
 from se_mm.utils.config import build_model, load_config, use_scope
 from se_mm.weights import fetch
 
@@ -185,16 +184,6 @@ def analyze(network, name, args):
     return analysis
 
 
-def pictured_classes(network, statistics, args):
-    """The classes that pictures show: those of --classes, or four with images, evenly spaced."""
-    if args.classes or 'class' not in statistics.groupings:
-        return args.classes or []
-    place = statistics.groupings['class'].places
-    count = next(iter(statistics.layers.values())).count[place].tolist()
-    seen = [name for name, images in zip(statistics.groupings['class'].groups, count) if images]
-    return [seen[i] for i in np.linspace(0, len(seen) - 1, min(4, len(seen))).round().astype(int)]
-
-
 def verdicts_table(analysis):
     table = Table('layer', 'mean', 'above --high', 'between classes', 'role', 'classes', title=analysis.name)
     for row in analysis.statistics.profile():
@@ -232,22 +221,20 @@ def main():
             remarks.append(f'{name} is no better than chance: its verdicts say nothing. Is the checkpoint trained?')
     if is_main_process():
         with errors_name(folder):
-            pictures = draw(analyses, pictured_classes(networks[0], analyses[0].statistics, args), args.channels)
-            write_files(analyses, pictures, folder)
-            page = render(
+            page = write_analysis(
                 analyses,
-                pictures,
+                folder,
+                classes=None if interrupted else args.classes,
+                channels=args.channels,
                 split=args.split,
                 tolerance=args.tolerance,
                 command=shlex.join(['python', *sys.argv]),
                 remarks=remarks,
             )
-            with written_whole(folder / 'excitation.html') as partial:
-                partial.write_text(page)
         console = Console(width=None if Console().is_terminal else 160)
         for analysis in analyses:
             console.print(verdicts_table(analysis))
-        print('page:', (folder / 'excitation.html').resolve())
+        print('page:', page.resolve())
     if interrupted:
         raise KeyboardInterrupt
 

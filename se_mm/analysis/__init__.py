@@ -1,14 +1,20 @@
-"""What networks cost: parameters and multiply-adds, time and memory, and their figures."""
+"""What networks cost: parameters and multiply-adds, time and memory; and what the gates of SE do over a data set."""
 
 from se_mm.utils.moved import moved_names
 
 from .complexity import complexity, input_size
 from .cost import Measurement, Quantiles, clock, compare, interleave, keep_freed_memory, quantiles, stored_bytes
 from .cost_file import Cost, Setting, cost_writer, read_costs
+from .excitation import Analysis, measure_gates
 from .figures import draw_details, draw_overview, save_figure
+from .gate_statistics import GateStatistics
+from .gates import GateRecorder, gate_layers
 
 __all__ = [
+    'Analysis',
     'Cost',
+    'GateRecorder',
+    'GateStatistics',
     'Measurement',
     'Quantiles',
     'Setting',
@@ -18,9 +24,11 @@ __all__ = [
     'cost_writer',
     'draw_details',
     'draw_overview',
+    'gate_layers',
     'input_size',
     'interleave',
     'keep_freed_memory',
+    'measure_gates',
     'quantiles',
     'read_costs',
     'save_figure',

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -13,7 +14,9 @@ from torch import nn
 from .gate_statistics import GateStatistics
 from .gate_worth import REPLACEMENTS, Bank, Case, Replacer, Verdict, Worth, WorthStudy, judge
 from .gates import GateRecorder, gate_layers
-from .scores import Score
+
+if TYPE_CHECKING:  # which needs pycocotools
+    from .scores import Score
 
 Step = Callable[[object], object]
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
@@ -15,12 +16,16 @@ from .examples import data_uri
 from .excitation import Analysis
 from .figures import save_figure
 from .gate_figures import as_svg, draw_classes, draw_profile, draw_spread, draw_worth, panels
+from .gate_statistics import GateStatistics
 from .gate_worth import REPLACEMENTS
 
 GROUPINGS = {'class': 'classes', 'number of objects': 'numbers of objects', 'size of objects': 'sizes of objects'}
 
 
-def draw(networks: Sequence[Analysis], classes: Sequence[str], channels: int) -> dict[str, tuple[Figure, str]]:
+Pictures = dict[str, tuple[Figure, str]]  # with their captions
+
+
+def draw(networks: Sequence[Analysis], classes: Sequence[str], channels: int) -> Pictures:
     """All pictures with their captions; names begin with that of a network, and 'profile' shows all networks.
 
     Args:
@@ -59,34 +64,13 @@ def draw(networks: Sequence[Analysis], classes: Sequence[str], channels: int) ->
     return found
 
 
-def write_files(networks: Sequence[Analysis], pictures: dict[str, tuple[Figure, str]], folder: Path) -> list[Path]:
-    """Write statistics (npz), tables (CSV), numbers (JSON) and pictures (PNG, SVG); returns the files."""
-    written = []
-
-    def place(name: str) -> Path:
-        written.append(folder / name)
-        return written[-1]
-
-    for network in networks:
-        network.statistics.save(place(f'{network.name}.npz'))
-        with written_whole(place(f'{network.name}.csv')) as partial:
-            partial.write_text(network.table())
-    write_json(place('excitation.json'), [network.numbers() for network in networks])
-    for name, (figure, _) in pictures.items():
-        stem = name.replace('/', '_')
-        save_figure(figure, place(f'{stem}.png'))
-        with written_whole(place(f'{stem}.svg')) as partial:
-            partial.write_text(as_svg(figure))
-    return written
-
-
 def render(
     networks: Sequence[Analysis],
-    pictures: dict[str, tuple[Figure, str]],
+    pictures: Pictures,
     *,
-    split: str,
+    split: str | None,
     tolerance: float,
-    command: str,
+    command: str | None,
     remarks: Sequence[str] = (),
 ) -> str:
     """The page as HTML.
@@ -94,10 +78,7 @@ def render(
     Args:
         networks: at least one.
         pictures: of :func:`draw`.
-        split: that the images are from.
-        tolerance: of :meth:`Analysis.judge`.
-        command: the command that made the page.
-        remarks: what is missing, and why.
+        split, tolerance, command, remarks: of :func:`write_analysis`.
     """
     environment = Environment(
         loader=PackageLoader('se_mm.analysis', '.'), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -120,3 +101,60 @@ def render(
         versions=installed_versions(),
         date=datetime.now().astimezone().strftime('%Y-%m-%d %H:%M %Z'),
     )
+
+
+def some_classes(statistics: GateStatistics, number: int = 4) -> list[str]:
+    """Evenly spaced classes that have images."""
+    if not statistics.layers or 'class' not in statistics.groupings:
+        return []
+    classes = statistics.groupings['class']
+    count = next(iter(statistics.layers.values())).count[classes.places].tolist()
+    seen = [name for name, images in zip(classes.groups, count) if images]
+    return [seen[i] for i in np.linspace(0, len(seen) - 1, min(number, len(seen))).round().astype(int)]
+
+
+def write_analysis(
+    networks: Sequence[Analysis],
+    folder: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    channels: int = 50,
+    split: str | None = None,
+    tolerance: float = 0.5,
+    command: str | None = None,
+    remarks: Sequence[str] = (),
+) -> Path:
+    """Write statistics (npz), tables (CSV), numbers (JSON), pictures (PNG, SVG) and the page, excitation.html.
+
+    Args:
+        networks: at least one, with names of their own.
+        folder: is made if it is not there; files of an earlier analysis are replaced.
+        classes: that pictures show beside all images, None for four with images.
+        channels: number of channels that pictures show.
+        split: that the images are from, for the page.
+        tolerance: of :meth:`Analysis.judge`, for the page.
+        command: the command that made the page.
+        remarks: what is missing, and why, for the page.
+
+    Returns:
+        The page.
+
+    Raises:
+        InputError: a class does not exist or has no images.
+    """
+    folder = Path(folder)
+    pictures = draw(networks, some_classes(networks[0].statistics) if classes is None else classes, channels)
+    for network in networks:
+        network.statistics.save(folder / f'{network.name}.npz')
+        with written_whole(folder / f'{network.name}.csv') as partial:
+            partial.write_text(network.table())
+    write_json(folder / 'excitation.json', [network.numbers() for network in networks])
+    for name, (figure, _) in pictures.items():
+        stem = name.replace('/', '_')
+        save_figure(figure, folder / f'{stem}.png')
+        with written_whole(folder / f'{stem}.svg') as partial:
+            partial.write_text(as_svg(figure))
+    page = render(networks, pictures, split=split, tolerance=tolerance, command=command, remarks=remarks)
+    with written_whole(folder / 'excitation.html') as partial:
+        partial.write_text(page)
+    return folder / 'excitation.html'

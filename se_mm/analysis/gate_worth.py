@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,9 @@ from se_mm.models.base import Backbone
 
 from .gate_statistics import Share
 from .gates import GateLayer, ReplacedGates
-from .scores import Score
+
+if TYPE_CHECKING:  # which needs pycocotools
+    from .scores import Score
 
 ONE, MEAN, SHUFFLED = REPLACEMENTS = ('one', 'mean', 'shuffled')
 JACKKNIFE_GROUPS = 20

@@ -22,7 +22,9 @@ CLASSIFIER = CONFIGS / 'quickstart' / 'se_r18_scenes.py'
 DETECTOR = CONFIGS / 'quickstart' / 'faster_rcnn_se_r18_shapes.py'
 SMALL = f"""
 _base_ = {str(CLASSIFIER)!r}
-model = dict(backbone=dict(stem_channels=8, base_channels=8, se_ratio=4), head=dict(in_channels=64))
+model = dict(
+    backbone=dict(stem_channels=8, base_channels=8, se_ratio=4, zero_init_residual=False), head=dict(in_channels=64)
+)
 test_dataloader = dict(batch_size=3)
 """
 
