@@ -43,7 +43,7 @@ setup(
     cmdclass=dict(build_py=BuildWithConfigs),
     packages=find_packages(include=['se_mm', 'se_mm.*']),
     package_data={
-        'se_mm.weights': ['released.yml'],
+        'se_mm.weights': ['released.yml', 'released/*'],
         'se_mm.analysis': ['page.html.j2', 'page.css', 'excitation.html.j2'],
         'se_mm.engine': ['study_page.md.j2'],
     },

@@ -13,9 +13,8 @@ if not torch.cuda.is_available():  # has to be set before Triton is imported
 CACHE = tempfile.TemporaryDirectory()
 os.environ['SE_MM_CACHE'] = CACHE.name  # also of the programs that tests start
 
-from forked import run_forked  # noqa: E402
-
 import se_mm.mmcv_ext  # noqa: E402, F401  operators, where mmcv has none
+from forked import run_forked  # noqa: E402
 from se_mm.datasets.drawn import write_scenes, write_shapes  # noqa: E402
 from se_mm.engine.checks import check_compiler  # noqa: E402
 from se_mm.utils import InputError  # noqa: E402

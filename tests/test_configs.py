@@ -5,11 +5,11 @@ import sys
 
 import pytest
 import yaml
-from conftest import CONFIGS, ROOT, TOOLS, config_files
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from modelindex.load_model_index import load as load_model_index
 
+from conftest import CONFIGS, ROOT, TOOLS, config_files
 from se_mm.models import SELayer
 from se_mm.utils.config import plain_twin
 

@@ -12,12 +12,12 @@ import shutil
 
 import pytest
 import torch
-from foreign_files import write_mxnet
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mmengine.registry import DATASETS
 from safetensors.torch import save_file
 
+from foreign_files import write_mxnet
 from se_mm.datasets.checks import check_dataset
 from se_mm.datasets.drawn import write_scenes, write_shapes
 from se_mm.utils import InputError

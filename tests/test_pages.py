@@ -7,8 +7,8 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, TOOLS
 
+from conftest import ROOT, TOOLS
 from se_mm.weights import read_checkpoint
 
 

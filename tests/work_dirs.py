@@ -3,7 +3,6 @@
 import json
 
 from conftest import CONFIGS
-
 from se_mm.evaluation.coco import coco_stats
 from se_mm.utils.config import load_config
 

@@ -18,6 +18,7 @@ from mmengine.logging import print_log
 
 from se_mm.utils import InputError, sha256
 
+OWN_WEIGHTS = Path(__file__).with_name('released')
 HUB = 'hf-hub://'  # an address: repository on Hugging Face
 STARTED = time.time()  # of this process, nearly
 
@@ -39,8 +40,9 @@ def fetch(checkpoint: str) -> Path:
     be written again, and is copied anew unless a process has copied it since this one started.
 
     Args:
-        checkpoint: a path; ``timm://NAME``; a name that MMEngine knows (``torchvision://``, ``open-mmlab://``,
-            ``mmcls://``); an address (``https://``), or one that MMEngine has a file client for (``s3://``).
+        checkpoint: a path; ``se_mm://NAME``, weights that came with this package; ``timm://NAME``; a name that
+            MMEngine knows (``torchvision://``, ``open-mmlab://``, ``mmcls://``); an address (``https://``), or one that
+            MMEngine has a file client for (``s3://``).
 
     Raises:
         InputError: the name or its scheme is unknown; the file is not in the cache and cannot be downloaded.
@@ -62,6 +64,8 @@ def address_of(checkpoint: str) -> str:
     scheme, separator, name = checkpoint.partition('://')
     if not separator or scheme in ('http', 'https'):
         return checkpoint
+    if scheme == 'se_mm':
+        return str(_in_package(name))
     if scheme == 'timm':
         return _address_in_timm(name)
     tables = _openmmlab_names()
@@ -76,9 +80,16 @@ def address_of(checkpoint: str) -> str:
         return models[name] if models[name].startswith('http') else _in_mmengine_home(models[name])
     if scheme in backends.prefix_to_backends:
         return checkpoint
-    known = sorted({'timm', *tables, *filter(None, backends.prefix_to_backends)})
+    known = sorted({'se_mm', 'timm', *tables, *filter(None, backends.prefix_to_backends)})
     names = ', '.join(f'{name}://' for name in known)
     raise InputError(f'checkpoint {checkpoint}: unknown scheme, known are {names}; or give a file')
+
+
+def _in_package(name: str) -> Path:
+    files = {path.stem.rpartition('-')[0]: path for path in sorted(OWN_WEIGHTS.glob('*.safetensors'))}
+    if name not in files:
+        raise InputError(f'checkpoint se_mm://{name}: the names of this package are {", ".join(files)}')
+    return files[name]
 
 
 def _openmmlab_names() -> dict[str, Callable[[], dict[str, str]]]:

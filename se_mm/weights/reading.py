@@ -10,6 +10,7 @@ from torch import Tensor
 
 from se_mm.utils import InputError
 
+from .download import fetch
 from .parsers import parser_of
 from .pickles import ProgramError, RefusedError, load_torch
 
@@ -91,3 +92,9 @@ def _parse(path: Path, unsafe_pickle: bool) -> object:
 def load_from_safetensors(filename: str, map_location: str | None = None) -> dict:
     """Let MMEngine read .safetensors files, for ``load_from`` and testing."""
     return read_checkpoint(filename)
+
+
+@CheckpointLoader.register_scheme(prefixes='se_mm://')
+def load_from_package(filename: str, map_location: str | None = None) -> dict:
+    """Let MMEngine read the weights that came with this package."""
+    return read_checkpoint(fetch(filename))

@@ -2,8 +2,8 @@ import re
 
 import pytest
 import yaml
-from conftest import CONFIGS
 
+from conftest import CONFIGS
 from se_mm.analysis import complexity, input_size
 from se_mm.utils import InputError
 from se_mm.utils.config import build_model, load_config

@@ -10,16 +10,16 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from conftest import CONFIGS
 from PIL import Image
 from scipy.io import savemat
-from work_dirs import CLASSIFIERS, DETECTORS, write_evaluation, write_run
 
+from conftest import CONFIGS
 from se_mm.analysis.examples import answers
 from se_mm.analysis.page import compare_runs, render
 from se_mm.analysis.runs import find_work_dirs, read_run
 from se_mm.utils import InputError
 from se_mm.utils.config import load_config
+from work_dirs import CLASSIFIERS, DETECTORS, write_evaluation, write_run
 
 
 class Page(HTMLParser):

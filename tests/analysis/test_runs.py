@@ -1,9 +1,9 @@
 import pytest
-from work_dirs import DETECTORS, step, write_evaluation, write_log
 
 from se_mm.analysis.runs import Axis, config_name, find_work_dirs, read_run
 from se_mm.utils import InputError
 from se_mm.utils.config import load_config
+from work_dirs import DETECTORS, step, write_evaluation, write_log
 
 LOSS = Axis('training loss', 'epoch')
 

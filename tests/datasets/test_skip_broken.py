@@ -5,10 +5,10 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import CONFIGS, TOOLS
 from mmengine.registry import DATASETS, init_default_scope
 from torch.utils.data import DataLoader
 
+from conftest import CONFIGS, TOOLS
 from se_mm.datasets.checks import check_dataset
 from se_mm.datasets.skip_broken import BrokenImageError, replaced, skip_broken
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import mmdet
 import pytest
 import torch
-from conftest import CONFIGS, TOOLS
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 
+from conftest import CONFIGS, TOOLS
 from se_mm.datasets.checks import check_dataset
 from se_mm.engine import check_config
 from se_mm.engine.weight_checks import check_frozen, check_pretrained

@@ -10,10 +10,10 @@ import types
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, TOOLS
 from mmengine.runner import Runner
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
+from conftest import CONFIGS, TOOLS
 from se_mm.engine.exact_resume import (
     EndlessBatches,
     ExactResumeHook,

@@ -5,9 +5,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS
 from mmengine.logging import HistoryBuffer
 
+from conftest import CONFIGS
 from se_mm.engine.resume_checks import ELEMENTWISE, check_resumable
 from se_mm.engine.weight_checks import check_checkpoint
 from se_mm.utils import InputError

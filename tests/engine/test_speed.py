@@ -7,10 +7,10 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, TOOLS
 from mmcv.transforms import LoadImageFromFile
 from mmengine.runner import Runner
 
+from conftest import CONFIGS, TOOLS
 from se_mm.datasets import LoadImageOnce
 from se_mm.engine.arguments import cache_images
 from se_mm.engine.hooks import ChannelsLastHook

@@ -9,12 +9,13 @@ import mmcv
 import mmdet
 import pytest
 import torch
-from conftest import ROOT, TOOLS
 from mmcv.ops import min_area_polygons, nms, roi_align
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from packaging.version import Version
 from torch.testing import assert_close
+
+from conftest import ROOT, TOOLS
 
 LINE = 'mmcv has no compiled operators: torchvision'
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from conftest import CONFIGS
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
-from test_zoo import STRIDES, TINY, build
 
+from conftest import CONFIGS
 from se_mm.utils.config import build_model, load_config
+from test_zoo import STRIDES, TINY, build
 
 NAMES = [name for name, cfg in TINY.items() if cfg['type'] not in ('SECNN', 'SEResNetCIFAR')]
 

@@ -5,8 +5,8 @@ import re
 
 import pytest
 import torch
-from caffe import CaffeNet
 
+from caffe import CaffeNet
 from se_mm.models import SEBNInception, SENet, SEResNet, SEResNeXt
 
 

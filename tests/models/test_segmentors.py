@@ -7,11 +7,11 @@ import mmseg
 import numpy as np
 import pytest
 import torch
-from conftest import TOOLS
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS as MMSEG_MODELS
 from PIL import Image
 
+from conftest import TOOLS
 from se_mm.models import SEResNet
 
 FOLDER = Path(mmseg.__file__).parent / '.mim'

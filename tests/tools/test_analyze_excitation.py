@@ -12,9 +12,9 @@ from base64 import b64decode
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, TOOLS
 from PIL import Image
 
+from conftest import CONFIGS, TOOLS
 from se_mm.utils.config import build_model, load_config, use_scope
 
 TOOL = TOOLS / 'analyze_excitation.py'

@@ -4,8 +4,8 @@ import runpy
 import sys
 
 import torch
-from conftest import ROOT, TOOLS
 
+from conftest import ROOT, TOOLS
 from se_mm.analysis import read_costs
 from se_mm.analysis.figures import LABELS
 

@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, TOOLS
 from scipy.io import savemat
+
+from conftest import CONFIGS, TOOLS
 
 DETECTOR = CONFIGS / 'quickstart' / 'faster_rcnn_se_r18_shapes.py'
 PLAIN = CONFIGS / 'quickstart' / 'faster_rcnn_r18_shapes.py'

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 import torch
-from conftest import TOOLS
 
+from conftest import TOOLS
 from se_mm.utils.config import build_model, load_config
 from work_dirs import CLASSIFIERS, write_run
 

@@ -7,8 +7,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, TOOLS
 from scipy.io import savemat
+
+from conftest import CONFIGS, TOOLS
 
 
 @pytest.fixture(scope='module')

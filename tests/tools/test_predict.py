@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, TOOLS
 from mmdet.apis import inference_detector, init_detector
 
+from conftest import CONFIGS, TOOLS
 from se_mm.engine.inference import predictor
 from se_mm.utils import InputError
 from se_mm.utils.config import build_model, load_config, use_scope

@@ -10,8 +10,8 @@ import time
 import psutil
 import pytest
 import torch
-from conftest import CONFIGS, TOOLS
 
+from conftest import CONFIGS, TOOLS
 from se_mm.utils.config import build_model, load_config
 from se_mm.weights import read_checkpoint
 

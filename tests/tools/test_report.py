@@ -5,10 +5,10 @@ import runpy
 import sys
 
 import pytest
-from conftest import TOOLS
-from work_dirs import CLASSIFIERS, DETECTORS, write_evaluation, write_run
 
+from conftest import TOOLS
 from se_mm.utils import InputError
+from work_dirs import CLASSIFIERS, DETECTORS, write_evaluation, write_run
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import time
 import psutil
 import pytest
 import yaml
-from conftest import CONFIGS, TOOLS
 
+from conftest import CONFIGS, TOOLS
 from se_mm.engine.studies import StudyRun, read_study, remember_start
 from se_mm.utils import InputError
 

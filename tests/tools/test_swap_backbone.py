@@ -5,9 +5,9 @@ from pathlib import Path
 
 import mmdet
 import pytest
-from conftest import TOOLS
 from mmengine.config import Config
 
+from conftest import TOOLS
 from se_mm.weights import read_checkpoint
 
 FOLDER = Path(mmdet.__file__).parent / '.mim'

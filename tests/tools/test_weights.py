@@ -14,11 +14,11 @@ import onnxruntime
 import pytest
 import timm
 import torch
-from conftest import CONFIGS, TOOLS
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from packaging.version import Version
 
+from conftest import CONFIGS, TOOLS
 from se_mm.conversion import save_weights
 from se_mm.utils import sha256
 from se_mm.weights import read_checkpoint

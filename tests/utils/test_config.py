@@ -1,8 +1,8 @@
 """Configs as the tools read them: where the data is, and overrides of the command line."""
 
 import pytest
-from conftest import CONFIGS
 
+from conftest import CONFIGS
 from se_mm.utils import InputError
 from se_mm.utils.config import load_config
 

@@ -94,3 +94,8 @@ def test_unsafe_pickle_works_inside_the_tools(tmp_path):
     done = subprocess.run([sys.executable, '-c', script, tmp_path / 'a.pth'], capture_output=True, text=True)
     assert 'trusted' in done.stdout, done.stderr
     assert done.returncode == 1 and 'a.pth is refused' in done.stderr  # other reads still refuse
+
+
+def test_own_names():
+    with pytest.raises(InputError, match='checkpoint se_mm://none: the names of this package are'):
+        fetch('se_mm://none')

@@ -9,12 +9,12 @@ import pytest
 import timm
 import torch
 import torchvision
-from features import assert_same_features, image, loaded, randomise
 from mmpretrain.models import ResNet as MMPretrainResNet
 from mmpretrain.models import ResNetV1c, ResNetV1d
 from mmpretrain.models import SEResNet as MMPretrainSEResNet
 from torch import nn
 
+from features import assert_same_features, image, loaded, randomise
 from se_mm.conversion import openmmlab_state, save_weights, timm_state
 from se_mm.models import SEResNet, SEResNeXt
 from se_mm.models.architecture import arguments_of, constructor_arguments

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import timm
 import torch
+
 from caffe import CaffeNet
 from features import assert_same_features, image, loaded, randomise
 from foreign_files import to_gluon, write_caffemodel, write_mxnet
-
 from se_mm.models import SEBNInception, SENet, SEResNet, SEResNeXt
 from se_mm.weights import load_backbone, read_checkpoint, recognise
 

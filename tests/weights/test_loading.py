@@ -12,8 +12,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import timm
 import torch
-from foreign_files import to_gluon, write_mxnet
 
+from foreign_files import to_gluon, write_mxnet
 from se_mm.conversion import save_weights
 from se_mm.models import SEResNet
 from se_mm.utils import InputError
@@ -70,7 +70,7 @@ def test_offline(checkpoint, words, tmp_path):
         ('timm://nothing', "timm has no weights named 'nothing'; similar: none"),
         ('mmcls://se-resnet5', r'MMEngine knows no such name; of its \d+ names similar are se-resnet50'),
         ('mmcls://nothing', 'similar are '),
-        ('s4://bucket/file', 'unknown scheme, known are .*s3://, timm://, torchvision://.*; or give a file'),
+        ('s4://bucket/file', 'unknown scheme, known are .*s3://, se_mm://, timm://, torchvision://.*; or give a file'),
     ],
 )
 def test_unknown_names(checkpoint, message):

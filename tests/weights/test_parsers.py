@@ -8,10 +8,10 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from caffe import CaffeNet
-from foreign_files import write_caffemodel, write_mxnet
 from safetensors.torch import save_file
 
+from caffe import CaffeNet
+from foreign_files import write_caffemodel, write_mxnet
 from se_mm.utils import InputError
 from se_mm.weights import read_checkpoint
 
