@@ -3,11 +3,13 @@
     python tools/analyze_excitation.py CONFIG CHECKPOINT
 
 Statistics (npz, CSV, JSON), pictures (PNG, SVG) and a page, excitation.html, are written into a folder. Ctrl-C ends
-the analysis; what was gathered so far is written.
+the analysis after the current images; what was gathered so far is written. In a single process, a second Ctrl-C ends
+the analysis at once.
 """
 
 import argparse
 import shlex
+import signal
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,13 +21,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import se_mm  # noqa: F401  registers the backbones
-from se_mm.analysis.excitation import Analysis, measure_gates, study_worth
-from se_mm.analysis.excitation_page import write_analysis
+from se_mm.analysis.excitation import Analysis, gather_gates, worth_study
+from se_mm.analysis.excitation_page import check_names, write_analysis, write_numbers
+from se_mm.analysis.gate_bank import Bank
 from se_mm.analysis.gate_statistics import GateStatistics
-from se_mm.analysis.gate_worth import Bank, cases
+from se_mm.analysis.gate_worth import cases
 from se_mm.analysis.gates import gate_layers
 from se_mm.engine import check_config, guard, init_distributed, once_per_machine
 from se_mm.engine.arguments import ConfigOptions, parse_arguments
+from se_mm.engine.checks import check_data
 from se_mm.engine.excitation import SPLITS, gate_data, score_of
 from se_mm.engine.weight_checks import check_checkpoint
 from se_mm.utils import InputError, errors_name
@@ -43,7 +47,9 @@ def parse_args():
     parser.add_argument('--out-dir', type=Path, help='folder of everything that is written [./work_dirs/CONFIG]')
     parser.add_argument('--split', choices=SPLITS, default='test', help='images of which data loader [test]')
     parser.add_argument('--num-images', type=int, metavar='N', help='at most N images, drawn at random [all]')
-    parser.add_argument('--images-per-class', type=int, metavar='N', help='at most N images of each class [all]')
+    parser.add_argument(
+        '--images-per-class', type=int, metavar='N', help='images until every class has N, drawn at random [all]'
+    )
     parser.add_argument('--groups', type=Path, metavar='FILE.csv', help='further groups: columns image and group')
     parser.add_argument('--layers', nargs='+', metavar='NAME', help='SE layers, e.g. SE_2_3, or paths of modules [all]')
     parser.add_argument('--classes', nargs='+', metavar='NAME', help='classes that pictures show [four]')
@@ -61,7 +67,7 @@ def parse_args():
         '--specific',
         type=float,
         default=0.1,
-        help='share of variance between classes, beyond chance, of class-specific gates [0.1]',
+        help='share of variance, beyond chance, that classes explain of class-specific gates [0.1]',
     )
     parser.add_argument('--seed', type=int, default=0, help='of the drawing of images [0]')
     parser.add_argument(
@@ -79,13 +85,36 @@ def parse_args():
         value = getattr(args, option)
         if value is not None and value < 1:
             raise InputError(f'--{option.replace("_", "-")} {value}: choose a whole number from 1')
+    if args.worth_images == 1:
+        raise InputError('--worth-images 1: gates of other images need at least 2 images')
     if not args.low < args.high:
         raise InputError(f'--low {args.low} has to be below --high {args.high}')
     return args
 
 
-class Interrupted(Exception):
-    """Ctrl-C, when something has been gathered."""
+class Interruption:
+    """Turns Ctrl-C into a question that is asked between images, so that no image counts by half.
+
+    Launchers pass Ctrl-C on, so that processes get it twice: only a single process ends at once the second time.
+    """
+
+    def __init__(self):
+        self.wanted = False
+        self.usual = signal.signal(signal.SIGINT, self._want)
+
+    def _want(self, *_):
+        self.wanted = True
+        if get_world_size() == 1:
+            signal.signal(signal.SIGINT, self.usual)
+        if is_main_process():
+            print('interrupted: ends after the current images', file=sys.stderr)
+
+    def check(self):
+        if self.wanted:
+            raise KeyboardInterrupt
+
+    def of_any_process(self):
+        return any(all_gather_object(self.wanted))
 
 
 @contextmanager
@@ -103,22 +132,19 @@ class Network:
     The model and the data are built, and the weights are loaded; what is wrong there is said before long work.
     """
 
-    def __init__(self, config, checkpoint, args):
-        self.cfg = load_config(config, args.cfg_options)
+    def __init__(self, name, cfg, checkpoint, args):
+        self.name, self.cfg = name, cfg
         checkpoint = str(fetch(checkpoint))
-        if not self.cfg.get('env_cfg'):
-            self.cfg.env_cfg = {}
-        init_distributed(self.cfg, args.launcher)
-        once_per_machine(lambda: check_config(self.cfg, training=False, checkpoint=checkpoint))
-        use_scope(self.cfg)
-        if 'data_preprocessor' in self.cfg:  # as MMEngine's runner does
-            self.cfg.model.setdefault('data_preprocessor', self.cfg.data_preprocessor)
-        self.model = build_model(self.cfg)
+        once_per_machine(lambda: self._check(checkpoint, args.split))
+        use_scope(cfg)
+        if 'data_preprocessor' in cfg:  # as MMEngine's runner does
+            cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+        self.model = build_model(cfg)
         self.layers = gate_layers(self.model, args.layers)
         check_checkpoint(checkpoint, self.model, training=False)
         self.model.to(get_device()).eval()
         self.data = gate_data(
-            self.cfg,
+            cfg,
             split=args.split,
             images=args.num_images,
             images_per_class=args.images_per_class,
@@ -127,61 +153,93 @@ class Network:
         )
         self.data.check_classes(args.classes or [])
         self.few = self.data.some(args.worth_images)
-        self.score = None if args.no_worth else score_of(self.cfg, self.data.dataset)
+        self.score = None if args.no_worth or len(self.few.places) < 2 else score_of(cfg, self.few)
+        self.remarks = []
+        if not self.score and not args.no_worth:
+            self.remarks.append(
+                f'The gates of {name} are not judged. Judging needs two images or more, and either one label an image, '
+                'for the top-1 error, or the objects of one COCO file, for AP.'
+            )
+
+    def _check(self, checkpoint, split):
+        check_config(self.cfg, training=False, checkpoint=checkpoint)
+        check_data(self.cfg, (split,))
 
     def batches(self, data, advance=lambda: None):
-        """Pairs of a batch and the groups of its images."""
-        loader, groups = data.loader(self.cfg, get_rank(), get_world_size())
-        for pair in zip(loader, groups):
-            yield pair
+        for batch in data.batches(self.cfg, get_rank(), get_world_size()):
+            yield batch
             advance()
 
-    def step(self, pair):
-        return self.model.test_step(pair[0])
+    def number_of_batches(self, data):
+        """Of the process with most."""
+        return -(-len(data.places) // (self.cfg.test_dataloader.batch_size * get_world_size()))
 
 
-def analyze(network, name, args):
-    """Everything about a network; Interrupted carries what is there."""
-    size = network.cfg.test_dataloader.batch_size * get_world_size()
-    thresholds = (args.low, args.high)
-    names = [layer.name for layer in network.layers]
-    analysis = Analysis(
-        name, GateStatistics(network.data.groupings, thresholds, {layer.name: layer.path for layer in network.layers})
-    )
-    bank = Bank()
-    try:
-        with progress_bar(f'{name}: gates', -(-len(network.data.places) // size)) as advance:
-            measure_gates(
-                network.model,
-                network.batches(network.data, advance),
-                members=lambda pair: pair[1],
-                step=network.step,
-                names=names,
-                bank=bank,
-                into=analysis.statistics,
-            )
-        first, *others = all_gather_object(analysis.statistics)
-        for other in others:
-            first.merge(other)
-        analysis.statistics = first
-        if network.score and len(network.few.places) > 1:
-            batches = -(-len(network.few.places) // size)
-            with progress_bar(f'{name}: other gates', batches * (1 + len(cases(network.layers)))) as advance:
-                study_worth(
-                    analysis,
-                    network.model,
-                    network.batches(network.few),
-                    network.step,
-                    network.score,
-                    bank,
-                    seed=args.seed,
-                    gather=all_gather_object,
-                    advance=advance,
-                )
-            analysis.judge(args.tolerance, args.specific)
-    except KeyboardInterrupt:
-        raise Interrupted(analysis) from None
+def analyze(network, args, folder, interruption):
+    """Gather gates of a network and evaluate the network with other gates, as far as Ctrl-C lets it."""
+    paths = {layer.name: layer.path for layer in network.layers}
+    statistics = GateStatistics(network.data.groupings, (args.low, args.high), paths)
+    analysis = Analysis(network.name, statistics, remarks=list(network.remarks))
+    bank = Bank.drawn(network.data.places, args.seed)
+    with progress_bar(f'{network.name}: gates', network.number_of_batches(network.data)) as advance:
+        _until_interrupted(
+            lambda check: gather_gates(
+                statistics, network.model, network.batches(network.data, check), network.model.test_step, bank
+            ),
+            interruption,
+            advance,
+        )
+    statistics.reduce()
+    if interruption.of_any_process():
+        analysis.remarks.append(f'The analysis was interrupted after {statistics.images} images.')
+        return analysis
+    if is_main_process():
+        with errors_name(folder):
+            write_numbers(analysis, folder)
+    if network.score:
+        bank.merge(all_gather_object(bank))
+        judge(network, analysis, bank, args, interruption)
     return analysis
+
+
+def judge(network, analysis, bank, args, interruption):
+    """Evaluate the network with other gates, and judge its layers."""
+    study = worth_study(analysis, network.model, network.model.test_step, network.score, bank, args.seed)
+    replacements = len(cases(network.layers))
+    total = network.number_of_batches(network.few) * (1 + replacements)
+    with progress_bar(f'{network.name}: other gates', total) as advance:
+        _until_interrupted(lambda check: study.run(network.batches(network.few), check), interruption, advance)
+    study.merge(all_gather_object(study.state()))
+    if interruption.of_any_process():
+        analysis.remarks.append(f'The evaluations with other gates were interrupted after {len(study.own)} images.')
+    if not is_main_process() or not study.own:
+        return
+    with progress_bar(f'{network.name}: intervals', replacements) as advance:
+        analysis.take(study, advance)
+    analysis.judge(args.tolerance, args.specific)
+    if network.score.is_chance(analysis.own):
+        analysis.remarks.append(
+            f'{network.name} is no better than chance: its verdicts say nothing. Is the checkpoint trained?'
+        )
+    if network.score.worth(study.own, study.own).high > args.tolerance:
+        analysis.remarks.append(
+            f'{analysis.images} images are too few to find gates of {network.name} idle or static: give more '
+            '--worth-images, or a higher --tolerance.'
+        )
+
+
+def _until_interrupted(work, interruption, advance):
+    """Call ``work`` with a function that advances the bar and ends the work after Ctrl-C."""
+
+    def check():
+        advance()
+        interruption.check()
+
+    try:
+        work(check)
+    except KeyboardInterrupt:
+        if not interruption.wanted:
+            raise
 
 
 def verdicts_table(analysis):
@@ -194,48 +252,58 @@ def verdicts_table(analysis):
     return table
 
 
+def names_of(pairs):
+    """Names of the configs, with as much of the checkpoints' paths as tells the networks apart."""
+    stems = [Path(config).stem for config, _ in pairs]
+    if len(set(stems)) == len(pairs):
+        return stems
+    paths = [Path(checkpoint).with_suffix('').parts for _, checkpoint in pairs]
+    for length in range(1, max(map(len, paths)) + 1):
+        names = [f'{stem} {"/".join(parts[-length:])}' for stem, parts in zip(stems, paths)]
+        if len(set(names)) == len(pairs):
+            return names
+    raise InputError('--compare names the network that the command begins with: give another checkpoint')
+
+
 def main():
     args = parse_args()
     folder = args.out_dir or Path('work_dirs', Path(args.config).stem)
     pairs = [(args.config, args.checkpoint), *([args.compare] if args.compare else [])]
-    networks = [Network(config, checkpoint, args) for config, checkpoint in pairs]
+    names = names_of(pairs)
+    check_names(names)
+    cfgs = [load_config(config, args.cfg_options) for config, _ in pairs]
+    init_distributed(cfgs[0], args.launcher)
+    networks = [
+        Network(name, cfg, checkpoint, args) for name, cfg, (_, checkpoint) in zip(names, cfgs, pairs, strict=True)
+    ]
     folder.mkdir(parents=True, exist_ok=True)
-    stems = [Path(config).stem for config, _ in pairs]
-    if len(set(stems)) < len(stems):
-        stems = [f'{stem} {Path(checkpoint).stem}' for stem, (_, checkpoint) in zip(stems, pairs)]
-    analyses, remarks, interrupted = [], [], False
-    for network, name in zip(networks, stems):
-        try:
-            analyses.append(analyze(network, name, args))
-        except Interrupted as stop:
-            (analysis,) = stop.args
-            if not analysis.statistics.images:
-                raise KeyboardInterrupt from None
+    interruption, analyses, page = Interruption(), [], None
+    for network in networks:
+        analysis = analyze(network, args, folder, interruption)
+        if analysis.statistics.images:
             analyses.append(analysis)
-            interrupted = True
-            remarks.append(f'The analysis was interrupted after {analysis.statistics.images} images.')
+        if is_main_process() and analyses:  # after each network, so that nothing depends on the next one
+            with errors_name(folder):
+                page = write_analysis(
+                    analyses,
+                    folder,
+                    classes=None if interruption.wanted else args.classes,
+                    channels=args.channels,
+                    split=args.split,
+                    tolerance=args.tolerance,
+                    specific=args.specific,
+                    command=shlex.join(['python', *sys.argv]),
+                )
+        if interruption.of_any_process():
             break
-        if not network.score and not args.no_worth:
-            remarks.append(f'{name} has neither a top-1 error nor a COCO AP: gates are not judged.')
-        if analyses[-1].worth and network.score.is_chance(analyses[-1].own):
-            remarks.append(f'{name} is no better than chance: its verdicts say nothing. Is the checkpoint trained?')
-    if is_main_process():
-        with errors_name(folder):
-            page = write_analysis(
-                analyses,
-                folder,
-                classes=None if interrupted else args.classes,
-                channels=args.channels,
-                split=args.split,
-                tolerance=args.tolerance,
-                command=shlex.join(['python', *sys.argv]),
-                remarks=remarks,
-            )
+    if page:
         console = Console(width=None if Console().is_terminal else 160)
         for analysis in analyses:
             console.print(verdicts_table(analysis))
+            for remark in analysis.remarks:
+                console.print(remark)
         print('page:', page.resolve())
-    if interrupted:
+    if interruption.wanted:
         raise KeyboardInterrupt
 
 

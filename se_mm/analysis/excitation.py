@@ -4,83 +4,96 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from se_mm.utils import InputError
+
+from .gate_bank import REPLACEMENTS, Bank, Replacer
 from .gate_statistics import GateStatistics
-from .gate_worth import REPLACEMENTS, Bank, Case, Replacer, Verdict, Worth, WorthStudy, judge
-from .gates import GateRecorder, gate_layers
+from .gate_worth import Case, Step, Verdict, WorthStudy, judge
+from .gates import Batch, GateRecorder, evaluating, gate_layers
 
 if TYPE_CHECKING:  # which needs pycocotools
-    from .scores import Score
+    from .scores import Score, Worth
 
-Step = Callable[[object], object]
+
+def labelled_batches(loader: Iterable, statistics: GateStatistics) -> Iterator[Batch]:
+    """Batches of pairs of images (N, 3, H, W) and numbers of classes (N,).
+
+    Args:
+        loader: of pairs.
+        statistics: with the grouping 'class' alone, or without groupings.
+
+    Raises:
+        InputError: a number is not that of a class.
+    """
+    first = 0
+    for images, labels in loader:
+        members = None
+        if statistics.groupings:
+            classes = statistics.groupings['class'].groups
+            members = [(int(label) + 1,) for label in labels]
+            if wrong := [group - 1 for (group,) in members if not 0 < group <= len(classes)]:
+                raise InputError(f'an image has class {wrong[0]}: classes have the numbers 0 to {len(classes) - 1}')
+        yield Batch(images, members, range(first, first + len(images)))
+        first += len(images)
 
 
 def measure_gates(
     model: nn.Module,
-    batches: Iterable,
+    loader: Iterable,
     *,
-    groupings: Mapping[str, Sequence[str]] | None = None,
-    members: Callable[[object], Sequence[Iterable[int]]] | None = None,
-    step: Step | None = None,
+    classes: Sequence[str] | None = None,
     thresholds: tuple[float, float] = (0.1, 0.9),
     names: Sequence[str] | None = None,
-    bank: Bank | None = None,
-    into: GateStatistics | None = None,
 ) -> GateStatistics:
     """Run a model over images and gather what its gates do.
 
-    >>> statistics = measure_gates(model, loader, groupings={'class': ['cat', 'dog']})
+    >>> statistics = measure_gates(model, loader, classes=['cat', 'dog'])
     >>> print(statistics.profile()[0])
 
     Args:
-        model: with SE layers, of any package; runs in evaluation mode, and gets its mode back.
-        batches: by default pairs of images (N, 3, H, W) and numbers of classes (N,).
-        groupings: of :class:`GateStatistics`.
-        members: from a batch to the groups of each image, see :meth:`GateStatistics.add`. By default the second part
-            of a batch has the number of each image's class, from 0; without ``groupings`` images have no groups.
-        step: from a batch to the model's outputs. By default the model is called with the first part of the batch, on
-            the model's device.
+        model: with SE layers, of any package; runs in evaluation mode on its device, and gets its mode back.
+        loader: pairs of images (N, 3, H, W) and numbers of classes (N,), from 0.
+        classes: names; without names, classes are not told apart.
         thresholds: gates below the first count as low, gates above the second as high.
         names: of :func:`gate_layers`.
-        bank: gets gates of the first images.
-        into: statistics of earlier images, which grow batch by batch; made from ``groupings`` if None.
 
     Raises:
-        InputError: the model has no SE layer.
+        InputError: the model has no SE layer, or an image has a class without a name.
     """
-    layers = gate_layers(model, names)
-    if into is None:
-        into = GateStatistics(groupings, thresholds, {layer.name: layer.path for layer in layers})
-    if step is None:
-        device = next(model.parameters()).device
+    paths = {layer.name: layer.path for layer in gate_layers(model, names)}
+    statistics = GateStatistics({'class': classes} if classes else None, thresholds, paths)
+    device = next(model.parameters()).device
+    step = lambda images: model(images.to(device))  # noqa: E731
+    gather_gates(statistics, model, labelled_batches(loader, statistics), step)
+    return statistics
 
-        def step(batch: Sequence) -> object:
-            return model(batch[0].to(device))
 
-    if members is None:
+def gather_gates(
+    statistics: GateStatistics, model: nn.Module, batches: Iterable[Batch], step: Step, bank: Bank | None = None
+) -> None:
+    """Run a model over images and add its gates to statistics, batch by batch.
 
-        def members(batch: Sequence) -> list[tuple[int, ...]] | None:
-            return [(int(label) + 1,) for label in batch[1]] if into.groupings else None
-
-    mode = model.training
-    model.eval()
-    try:
-        with GateRecorder(model, names) as recorder, torch.no_grad():
-            for batch in batches:
-                step(batch)
-                gates = recorder.take()
-                into.add(gates, members(batch))
-                if bank:
-                    bank.add(gates)
-    finally:
-        model.train(mode)
-    return into
+    Args:
+        statistics: with paths of the layers to look at.
+        model: with these layers; runs in evaluation mode, and gets its mode back.
+        batches: with members in the groups of ``statistics``.
+        step: from the inputs of a batch to the model's outputs.
+        bank: keeps gates of the images that it is for.
+    """
+    with evaluating(model), GateRecorder(model, list(statistics.paths)) as recorder, torch.no_grad():
+        for batch in batches:
+            step(batch.inputs)
+            gates = recorder.take()
+            statistics.add(gates, batch.members)
+            if bank is not None:
+                bank.add(gates, batch.numbers)
 
 
 @dataclass
@@ -94,8 +107,8 @@ class Analysis:
         own: value of the score with the network's own gates.
         worth: what each replacement costs.
         images: number of images of the evaluations.
-        finest: the least difference that so many images can show, in the unit of the score.
         verdicts: by layer.
+        remarks: what is missing or doubtful, and why.
     """
 
     name: str
@@ -104,15 +117,25 @@ class Analysis:
     own: float | None = None
     worth: dict[Case, Worth] = field(default_factory=dict)
     images: int = 0
-    finest: float = 0.0
     verdicts: dict[str, Verdict] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+    def take(self, study: WorthStudy, advance: Callable[[], object] = lambda: None) -> None:
+        """Set score, its value and what replacements cost.
+
+        Args:
+            study: that has run over at least one image.
+            advance: called after each replacement.
+        """
+        self.score, self.images, self.own = study.score, len(study.own), study.score.value(study.own)
+        self.worth = study.results(advance)
 
     def judge(self, tolerance: float, specific: float) -> None:
         """Set :attr:`verdicts` by thresholds, see :func:`se_mm.analysis.gate_worth.judge`."""
         for row in self.statistics.profile() if self.worth else ():
             share = row.eta_squared.get('class')
             self.verdicts[row.name] = judge(
-                row.name, self.worth, self.score, share, self.finest, tolerance=tolerance, specific=specific
+                row.name, self.worth, self.score, share, tolerance=tolerance, specific=specific
             )
 
     def rows(self) -> list[dict]:
@@ -151,44 +174,23 @@ class Analysis:
             evaluated_images=self.images,
             replacements=worth,
             verdicts={name: verdict._asdict() for name, verdict in self.verdicts.items()},
+            remarks=self.remarks,
         )
 
 
-def study_worth(
-    analysis: Analysis,
-    model: nn.Module,
-    batches: Iterable,
-    step: Step,
-    score: Score,
-    bank: Bank,
-    *,
-    seed: int = 0,
-    gather: Callable[[object], list] = lambda state: [state],
-    advance: Callable[[], object] = lambda: None,
-) -> None:
-    """Evaluate a network with other gates in place of its own.
+def worth_study(
+    analysis: Analysis, model: nn.Module, step: Step, score: Score, bank: Bank, seed: int = 0
+) -> WorthStudy:
+    """A study of what gates are worth, ready to run.
 
     Args:
-        analysis: with statistics of the same data; gets the score, its values and what replacements cost.
+        analysis: with statistics of the same data.
         model: of the analysis.
-        batches: for ``step``.
-        step: from a batch to the outputs that the score looks at.
+        step: from the inputs of a batch to the outputs that the score looks at.
         score: see :class:`se_mm.analysis.scores.Score`.
         bank: gates of at least two images.
         seed: of the shuffling.
-        gather: collects an object from all processes.
-        advance: called after every evaluation of a batch.
     """
     layers = [layer for layer in gate_layers(model) if layer.name in analysis.statistics.layers]
     means = {name: moments.sum[0] / moments.count[0] for name, moments in analysis.statistics.layers.items()}
-    study = WorthStudy(model, layers, step, score, Replacer(means, bank, seed))
-    mode = model.training
-    model.eval()
-    try:
-        for batch in batches:
-            study.add(batch, advance)
-    finally:
-        model.train(mode)
-    study.merge(gather(study.state()))
-    analysis.score, analysis.images, analysis.finest = score, len(study.own), score.finest(study.own)
-    analysis.own, analysis.worth = study.results()
+    return WorthStudy(model, layers, step, score, Replacer(means, bank, seed))

@@ -11,14 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mmengine.dist import all_gather_object, all_reduce
 from torch import Tensor
 
 from se_mm.utils import InputError, written_whole
 
+from .gate_profile import LayerProfile, class_selectivity, eta_squared, selectivity_by_chance
 from .gates import Gates
 
 ALL = 'all'
-SUMS = ('sum', 'squares', 'low', 'high')
+SUMS = ('count', 'sum', 'squares', 'low', 'high')
 
 
 @dataclass
@@ -49,7 +51,7 @@ class Moments:
 
     @classmethod
     def empty(cls, groups: int, gates: Gates) -> Moments:
-        """Of no image."""
+        """Of no image, for gates of this number of channels, dtype and device."""
         shape, device = (groups, gates.mean.shape[1]), gates.mean.device
         exact = torch.promote_types(gates.mean.dtype, torch.float32)
         return cls(
@@ -83,19 +85,18 @@ class Moments:
         self.maximum.scatter_reduce_(0, rows, exact, 'amax')
         self.low.index_add_(0, groups, (wide < low).int())
         self.high.index_add_(0, groups, (wide > high).int())
-        if self.spread is not None:
-            self.spread += gates.spread.double().sum(0)
+        if gates.spread is not None:  # a map of one position has none
+            spread = gates.spread.double().sum(0)
+            self.spread = spread if self.spread is None else self.spread + spread
 
-    def merge(self, other: Moments) -> None:
-        """Add the images that another process has seen."""
-        self.count += other.count.to(self.count.device)
+    def reduce(self) -> None:
+        """Add the images of all processes, in place, in all processes."""
         for name in SUMS:
-            mine = getattr(self, name)
-            mine += getattr(other, name).to(mine.device)
-        self.minimum = torch.minimum(self.minimum, other.minimum.to(self.minimum.device))
-        self.maximum = torch.maximum(self.maximum, other.maximum.to(self.maximum.device))
+            all_reduce(getattr(self, name))
+        all_reduce(self.minimum, 'min')
+        all_reduce(self.maximum, 'max')
         if self.spread is not None:
-            self.spread += other.spread.to(self.spread.device)
+            all_reduce(self.spread)
 
     @property
     def mean(self) -> np.ndarray:
@@ -163,29 +164,46 @@ class GateStatistics:
             members: groups of each image, by number: 0 are all images and must not be there, 1 is the first group.
 
         Raises:
-            InputError: a layer has gates of another number of images than there are members.
+            InputError: a layer has gates of another number of images than there are members, or than other layers
+                have; or a group does not exist.
         """
+        images = len(members) if members is not None else min((len(found.mean) for found in gates.values()), default=0)
+        for group in {group for groups in members or () for group in groups}:
+            if not 0 < group < len(self.groups):
+                raise InputError(
+                    f'an image is in group {group}: the groups have the numbers 1 to {len(self.groups) - 1}'
+                )
         for name, found in gates.items():
             number = len(found.mean)
-            if members is not None and len(members) != number:
+            if number != images:
                 raise InputError(
-                    f'{name} has gates of {number} images, but {len(members)} images came: a layer that runs several '
+                    f'{name} has gates of {number} images, but {images} images came: a layer that runs several '
                     'times for an image has no gates of the image'
                 )
             of_each = [()] * number if members is None else members
             pairs = [(i, group) for i, groups in enumerate(of_each) for group in (0, *set(groups))]
-            images, groups = torch.tensor(pairs, device=found.mean.device).unbind(1)
+            places, groups = torch.tensor(pairs, device=found.mean.device).unbind(1)
             if name not in self.layers:
                 self.layers[name] = Moments.empty(len(self.groups), found)
-            self.layers[name].add(found, images, groups, self.thresholds)
+            self.layers[name].add(found, places, groups, self.thresholds)
 
-    def merge(self, other: GateStatistics) -> None:
-        """Add what another process has seen with the same groups."""
-        for name, moments in other.layers.items():
-            if name in self.layers:
-                self.layers[name].merge(moments)
-            else:
-                self.layers[name] = moments
+    def reduce(self) -> None:
+        """Add what all processes have seen with equal groups, in place, in all processes."""
+        device = next((moments.sum.device for moments in self.layers.values()), None)
+        mine = {
+            name: (moments.sum.shape[1], moments.minimum.dtype, moments.spread is not None)
+            for name, moments in self.layers.items()
+        }
+        everyone = all_gather_object(mine)
+        for name in dict.fromkeys(name for found in everyone for name in found):
+            channels, dtype, _ = next(found[name] for found in everyone if name in found)
+            if name not in self.layers:  # this process had no images
+                none = torch.empty(0, channels, dtype=dtype, device=device)
+                self.layers[name] = Moments.empty(len(self.groups), Gates(none, None))
+            moments = self.layers[name]
+            if moments.spread is None and any(found[name][2] for found in everyone if name in found):
+                moments.spread = torch.zeros_like(moments.sum[0])
+            moments.reduce()
 
     @property
     def images(self) -> int:
@@ -238,103 +256,11 @@ class GateStatistics:
             channel_spread=float(mean.std()),
             eta_squared={grouping.name: eta_squared(moments, grouping.places) for grouping in self.groupings.values()},
             selectivity=class_selectivity(moments.mean[classes.places]) if classes else None,
+            selectivity_by_chance=selectivity_by_chance(moments, classes.places) if classes else None,
             high=float(moments.high[0].sum()) / values,
             low=float(moments.low[0].sum()) / values,
-            dead=float((moments.maximum[0] < low).double().mean()),
+            dead=float(((moments.maximum[0] < low) & (moments.minimum[0] > -low)).double().mean()),
             from_identity=float(np.sqrt((variance + (mean - 1) ** 2).mean())),
             from_mean=float(np.sqrt(variance.mean())),
             position_spread=None if moments.spread is None else float(moments.spread.mean()) / float(moments.count[0]),
         )
-
-
-@dataclass(frozen=True)
-class Share:
-    """A between-group share of variance.
-
-    Attributes:
-        value: from 0 to 1.
-        by_chance: what groups without meaning would have on average, (groups - 1) / (members - 1).
-    """
-
-    value: float
-    by_chance: float
-
-
-@dataclass(frozen=True)
-class LayerProfile:
-    """One SE layer in a few numbers.
-
-    Attributes:
-        name, path: of the layer.
-        channels: C.
-        mean: of all gates.
-        channel_spread: standard deviation over channels of their means.
-        eta_squared: by name of a grouping, of :func:`eta_squared`; None if there are less than two groups with images.
-        selectivity: of :func:`class_selectivity`; None if there are less than two classes with images.
-        high, low: shares of the gates above and below the thresholds.
-        dead: share of the channels whose gate is below the lower threshold for every image.
-        from_identity: root of the mean of (s - 1)^2 over images and channels.
-        from_mean: root of the mean of (s - mean of the channel)^2 over images and channels.
-        position_spread: mean standard deviation over positions, None if there is one gate a channel.
-    """
-
-    name: str
-    path: str
-    channels: int
-    mean: float
-    channel_spread: float
-    eta_squared: dict[str, Share | None]
-    selectivity: float | None
-    high: float
-    low: float
-    dead: float
-    from_identity: float
-    from_mean: float
-    position_spread: float | None
-
-
-def eta_squared(moments: Moments, groups: slice) -> Share | None:
-    """Between-group share of the variance over images, sums of squares added up over channels.
-
-    An image counts once for each group that it is in. 0 means that the groups have equal means, 1 that the gates
-    of a group do not vary.
-
-    Args:
-        moments: of a layer.
-        groups: of a grouping.
-
-    Returns:
-        None if there are less than two groups with images, or no variance.
-    """
-    count = moments.count[groups].cpu().numpy().astype(float)
-    seen = count > 0
-    if seen.sum() < 2:
-        return None
-    count, mean, variance = count[seen, None], moments.mean[groups][seen], moments.variance[groups][seen]
-    whole = (count * mean).sum(0) / count.sum()
-    between = (count * (mean - whole) ** 2).sum()
-    within = (count * variance).sum()
-    if between + within == 0:
-        return None
-    return Share(float(between / (between + within)), float((len(count) - 1) / max(count.sum() - 1, 1)))
-
-
-def class_selectivity(mean: np.ndarray) -> float | None:
-    """Class selectivity index, mean over channels of (m - r) / (m + r).
-
-    m is the mean gate of the class with the highest mean, r the mean of the other classes' means. Morcos et al.,
-    On the importance of single directions for generalization, https://arxiv.org/abs/1803.06959, section 2.3.
-
-    Args:
-        mean: (classes, channels), NaN for classes without images.
-
-    Returns:
-        None if there are less than two classes with images.
-    """
-    mean = mean[~np.isnan(mean).any(1)]
-    if len(mean) < 2:
-        return None
-    highest = mean.max(0)
-    rest = (mean.sum(0) - highest) / (len(mean) - 1)
-    total = highest + rest
-    return float(np.divide(highest - rest, total, out=np.zeros_like(total), where=total != 0).mean())

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -58,6 +59,20 @@ class Gates(NamedTuple):
 
     mean: Tensor
     spread: Tensor | None
+
+
+class Batch(NamedTuple):
+    """Images and what is known of them.
+
+    Attributes:
+        inputs: for the model, of N images.
+        members: groups of each image, see :meth:`se_mm.analysis.gate_statistics.GateStatistics.add`.
+        numbers: of the images in their data set.
+    """
+
+    inputs: object
+    members: Sequence[Iterable[int]] | None
+    numbers: Sequence[int]
 
 
 def _source(module: nn.Module) -> nn.Module | None:
@@ -196,6 +211,18 @@ class ReplacedGates:
         _compile_anew()
         for handle in self._handles:
             handle.remove()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; every module gets its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def _compile_anew() -> None:

@@ -1,4 +1,4 @@
-"""Numbers by which networks are judged, for any part of the images that were evaluated."""
+"""Numbers by which networks are judged, and what replaced gates do to them."""
 
 from __future__ import annotations
 
@@ -9,33 +9,46 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from se_mm.evaluation.coco import average_precision, evaluate_images
 
+from .intervals import jackknife, left_out, paired_difference
+
+
+class Worth(NamedTuple):
+    """What a replacement costs.
+
+    Attributes:
+        value: of the score with the replacement.
+        loss: how much worse than with the network's own gates, in the unit of the score; below 0 is better.
+        low, high: 95 % interval of ``loss``, from the images.
+    """
+
+    value: float
+    loss: float
+    low: float
+    high: float
+
 
 class Score(Protocol):
-    """A number by which a network is judged, higher is better or lower is better.
+    """A number by which a network is judged.
 
     Attributes:
         name: such as 'top-1 error'.
-        unit: such as '%'.
-        sign: 1 if higher is worse, -1 if higher is better.
+        unit: of differences, such as 'points'.
     """
 
     name: str
     unit: str
-    sign: int
 
     def keep(self, outputs: object) -> list:
         """What has to be remembered of a batch's outputs, an entry for each image."""
 
-    def value(self, kept: Sequence, images: np.ndarray) -> float:
-        """The number for some of the images, given by their places in ``kept``."""
+    def value(self, kept: Sequence) -> float:
+        """The number."""
 
-    def finest(self, kept: Sequence) -> float:
-        """The least difference that can be told from none: if nothing changes for n cases, up to 3 / n of all cases
-        may change, with a confidence of 95 % (the rule of three)."""
+    def worth(self, kept: Sequence, own: Sequence) -> Worth:
+        """The number for ``kept`` beside the number for ``own``, entries of the same images."""
 
     def is_chance(self, value: float) -> bool:
         """Whether a value is no better than guessing."""
@@ -44,30 +57,35 @@ class Score(Protocol):
 class TopOneError:
     """Share of wrongly classified images, in percent. Outputs are data samples of mmpretrain.
 
+    Intervals are those of :func:`paired_difference`.
+
     Args:
-        classes: number of classes.
+        chance: error in percent of the answer that is right most often.
     """
 
-    name, unit, sign = 'top-1 error', 'points', 1
+    name, unit = 'top-1 error', 'points'
 
-    def __init__(self, classes: int) -> None:
-        self.classes = classes
+    def __init__(self, chance: float) -> None:
+        self.chance = chance
 
     def keep(self, outputs: Iterable) -> list[bool]:
         """Whether each image is wrong: its predicted label is none of its true labels."""
         return [bool((sample.gt_label != sample.pred_label.to(sample.gt_label.device)).all()) for sample in outputs]
 
-    def value(self, kept: Sequence[bool], images: np.ndarray) -> float:
+    def value(self, kept: Sequence[bool]) -> float:
         """In percent."""
-        return float(100 * np.asarray(kept)[images].mean())
+        return float(100 * np.mean(kept))
 
-    def finest(self, kept: Sequence[bool]) -> float:
-        """A case is an image."""
-        return 300 / len(kept)
+    def worth(self, kept: Sequence[bool], own: Sequence[bool]) -> Worth:
+        """In percent and points of percent."""
+        wrong, wrong_before = np.array(kept), np.array(own)
+        gained, lost = int((wrong & ~wrong_before).sum()), int((wrong_before & ~wrong).sum())
+        low, high = paired_difference(gained, lost, len(wrong))
+        return Worth(self.value(kept), 100 * (gained - lost) / len(wrong), 100 * low, 100 * high)
 
     def is_chance(self, value: float) -> bool:
-        """Guessing is wrong for all classes but one."""
-        return value >= 100 * (1 - 1 / self.classes)
+        """No better than the most frequent label for every image."""
+        return value >= self.chance
 
 
 class Boxes(NamedTuple):
@@ -85,18 +103,21 @@ class Boxes(NamedTuple):
 class BoxAP:
     """COCO's AP of boxes, in percent. Outputs are data samples of mmdet.
 
+    Intervals are those of :func:`jackknife`. They reach at least as far as objects could change unseen: if nothing
+    changes for the n objects of a class, up to 3 / n of all such objects may change, with a confidence of 95 %.
+
     Args:
         ann_file: annotations in COCO format.
         category_ids: category of each label.
     """
 
-    name, unit, sign = 'AP', 'points', -1
+    name, unit = 'AP', 'points'
 
     def __init__(self, ann_file: str, category_ids: Sequence[int]) -> None:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints how long everything takes
             self.truth = COCO(ann_file)
         self.category_ids = list(category_ids)
-        self._evaluated: dict[int, COCOeval] = {}  # of the two latest lists: all pairs of boxes are compared once
+        self._latest: tuple[Sequence[Boxes], np.ndarray] | None = None  # own boxes of the network
 
     def keep(self, outputs: Iterable) -> list[Boxes]:
         """The boxes of each image."""
@@ -108,30 +129,42 @@ class BoxAP:
             kept.append(Boxes(sample.img_id, array))
         return kept
 
-    def value(self, kept: Sequence[Boxes], images: np.ndarray) -> float:
+    def value(self, kept: Sequence[Boxes]) -> float:
         """In percent; 0 where there is nothing to find."""
-        if id(kept) not in self._evaluated:
-            while len(self._evaluated) > 1:
-                del self._evaluated[list(self._evaluated)[1]]  # the first is what all others are compared with
-            predictions = [prediction for boxes in kept for prediction in self._predictions(boxes)]
-            ids = [boxes.image_id for boxes in kept]
-            with contextlib.redirect_stdout(io.StringIO()):
-                self._evaluated[id(kept)] = evaluate_images(
-                    self.truth, predictions, category_ids=self.category_ids, image_ids=ids
-                )
+        return float(self._values(kept, [np.arange(len(kept))])[0])
+
+    def worth(self, kept: Sequence[Boxes], own: Sequence[Boxes]) -> Worth:
+        """In percent and points of percent."""
+        parts = [np.arange(len(own)), *left_out(len(own))]
+        if self._latest is None or self._latest[0] is not own or len(self._latest[1]) != len(parts):
+            self._latest = own, self._values(own, parts)
+        values = self._values(kept, parts)
+        loss, *without = self._latest[1] - values
+        low, high = jackknife(loss, np.array(without))
+        unseen = self._unseen(own)
+        return Worth(float(values[0]), float(loss), float(min(low, loss - unseen)), float(max(high, loss + unseen)))
+
+    def _values(self, kept: Sequence[Boxes], parts: Sequence[np.ndarray]) -> np.ndarray:
+        """AP of some of the images, for each part; all pairs of boxes are compared once."""
+        predictions = [prediction for boxes in kept for prediction in self._predictions(boxes)]
+        ids = np.array([boxes.image_id for boxes in kept])
         with contextlib.redirect_stdout(io.StringIO()):
-            found = average_precision(self._evaluated[id(kept)], [kept[image].image_id for image in images])
-        return 100 * (found or 0.0)
+            evaluation = evaluate_images(
+                self.truth, predictions, category_ids=self.category_ids, image_ids=ids.tolist(), all_sizes=False
+            )
+            return 100 * np.array([average_precision(evaluation, ids[part].tolist()) or 0.0 for part in parts])
 
     def _predictions(self, boxes: Boxes) -> Iterable[dict]:
         for x1, y1, x2, y2, score, label in boxes.found.tolist():
             box = [x1, y1, x2 - x1, y2 - y1]
             yield dict(image_id=boxes.image_id, category_id=self.category_ids[int(label)], bbox=box, score=score)
 
-    def finest(self, kept: Sequence[Boxes]) -> float:
-        """A case is an object of the annotations."""
+    def _unseen(self, kept: Sequence[Boxes]) -> float:
+        """Points of AP that objects could change without showing."""
         ids = [boxes.image_id for boxes in kept]
-        return 300 / max(len(self.truth.getAnnIds(imgIds=ids, catIds=self.category_ids, iscrowd=False)), 1)
+        numbers = [len(self.truth.getAnnIds(imgIds=ids, catIds=[c], iscrowd=False)) for c in self.category_ids]
+        shares = [min(3 / number, 1) for number in numbers if number]
+        return 100 * float(np.mean(shares)) if shares else 100.0
 
     def is_chance(self, value: float) -> bool:
         """Nothing is found."""

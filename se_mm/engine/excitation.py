@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,14 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS
 from torch.utils.data import DataLoader
 
+from se_mm.analysis.gates import Batch
 from se_mm.analysis.scores import BoxAP, Score, TopOneError
 from se_mm.utils import InputError
 from se_mm.utils.config import LOADERS, leaf_datasets, type_name
 
 SPLITS = tuple(loader.removesuffix('_dataloader') for loader in LOADERS)
 OBJECTS = {'no object': 1, '1 object': 2, '2 to 4 objects': 5, '5 to 9 objects': 10, '10 or more objects': np.inf}
-SIZES = {'small objects': 32**2, 'medium objects': 96**2, 'large objects': np.inf}  # COCO's, in square pixels
+SIZES = {'small objects': 32**2, 'medium objects': 96**2, 'large objects': np.inf}  # boxes, in square pixels
 
 
 @dataclass
@@ -31,13 +32,15 @@ class GateData:
         dataset: of MMEngine, with the test pipeline.
         places: numbers of the images that are looked at, in the order in which they were drawn.
         groupings: names of groups by name of the division.
+        labels: of each image by its number.
         members: groups of each image by its number, see :meth:`se_mm.analysis.gate_statistics.GateStatistics.add`.
     """
 
     dataset: object
     places: list[int]
     groupings: dict[str, list[str]]
-    members: dict[int, list[int]] = field(default_factory=dict)
+    labels: list[list[int]]
+    members: list[list[int]]
 
     def check_classes(self, names: Sequence[str]) -> None:
         """Raise InputError if a class does not exist or has no image."""
@@ -52,14 +55,15 @@ class GateData:
         """The images that were drawn first."""
         return replace(self, places=self.places[:images])
 
-    def loader(self, cfg: Config, rank: int = 0, processes: int = 1) -> tuple[DataLoader, list[list[list[int]]]]:
-        """This process's share: a loader, and for each of its batches the groups of each image."""
+    def batches(self, cfg: Config, rank: int = 0, processes: int = 1) -> Iterator[Batch]:
+        """This process's share, by the batch size and the workers of the config's test loader."""
         test = cfg.test_dataloader
         mine, size = sorted(self.places)[rank::processes], test.batch_size
         workers = test.get('num_workers', 0)
         loader = DataLoader(self.dataset, size, sampler=mine, num_workers=workers, collate_fn=pseudo_collate)
-        groups = [[self.members[place] for place in mine[i : i + size]] for i in range(0, len(mine), size)]
-        return loader, groups
+        for i, inputs in enumerate(loader):
+            numbers = mine[i * size : (i + 1) * size]
+            yield Batch(inputs, [self.members[number] for number in numbers], numbers)
 
 
 def gate_data(
@@ -77,12 +81,14 @@ def gate_data(
         cfg: of a classifier or a detector.
         split: one of ``SPLITS``; images are prepared by the test pipeline.
         images: at most so many, drawn at random.
-        images_per_class: at most so many of each class, drawn at random.
+        images_per_class: as many as it takes until every class has so many, drawn at random; an image counts for each
+            of its classes.
         groups_file: CSV file with the columns ``image``, a file name or the end of a path, and ``group``.
         seed: of the drawing.
 
     Raises:
-        InputError: the config has no such split, the split has no images, or the file of groups does not fit.
+        InputError: the config has no such split, the split has no images, there are no labels for
+            ``images_per_class``, or the file of groups does not fit.
     """
     dataset = _build(cfg, split)
     infos = [dataset.get_data_info(i) for i in range(len(dataset))]
@@ -98,7 +104,11 @@ def gate_data(
             mine.extend(first + group for group in sorted(set(found)))
 
     labels = [_labels(info) for info in infos]
-    if classes := dataset.metainfo.get('classes'):
+    number = 1 + max((label for found in labels for label in found), default=-1)
+    classes = dataset.metainfo.get('classes') or [str(label) for label in range(number)]
+    if number > len(classes):
+        raise InputError(f'{split}_dataloader of {cfg.filename} has the label {number - 1}, but {len(classes)} classes')
+    if number:
         divide('class', classes, labels)
     if 'instances' in infos[0]:
         boxes = [[box for box in info['instances'] if not box.get('ignore_flag')] for info in infos]
@@ -109,6 +119,8 @@ def gate_data(
         divide('group', *_read_groups(groups_file, [info.get('img_path', '') for info in infos]))
     places = np.random.default_rng(seed).permutation(len(infos)).tolist()
     if images_per_class is not None:
+        if not number:
+            raise InputError(f'--images-per-class: {split}_dataloader of {cfg.filename} has no labels')
         seen: Counter[int] = Counter()
         chosen = []
         for place in places:
@@ -116,18 +128,21 @@ def gate_data(
                 chosen.append(place)
                 seen.update(set(labels[place]))
         places = chosen
-    return GateData(dataset, places[:images], groupings, dict(enumerate(groups)))
+    return GateData(dataset, places[:images], groupings, labels, groups)
 
 
 def _build(cfg: Config, split: str) -> object:
     loader = cfg.get(f'{split}_dataloader')
     if not loader:
         raise InputError(f'{cfg.filename} has no {split}_dataloader')
-    dataset = dict(next(leaf_datasets(loader.dataset)))
-    dataset['pipeline'] = next(leaf_datasets(cfg.test_dataloader.dataset))['pipeline']
+    if not cfg.get('test_dataloader'):
+        raise InputError(f'{cfg.filename} has no test_dataloader, whose pipeline prepares the images')
+    pipeline = next(leaf_datasets(cfg.test_dataloader.dataset))['pipeline']
+    parts = [dict(dataset, pipeline=pipeline) for dataset in leaf_datasets(loader.dataset)]
     if cfg.default_scope == 'mmdet':
-        dataset['test_mode'] = True
-    built = DATASETS.build(dataset)
+        for part in parts:
+            part['test_mode'] = True
+    built = DATASETS.build(parts[0] if len(parts) == 1 else dict(type='ConcatDataset', datasets=parts))
     built.full_init()
     return built
 
@@ -165,13 +180,20 @@ def _read_groups(path: Path, images: Sequence[str]) -> tuple[list[str], list[lis
     return names, of_each
 
 
-def score_of(cfg: Config, dataset: object) -> Score | None:
-    """The number by which a config's network is judged: top-1 error or AP; None if it has neither."""
+def score_of(cfg: Config, data: GateData) -> Score | None:
+    """The number by which a config's network is judged: top-1 error or AP.
+
+    Returns:
+        None if the config has neither, images have no label or several, or there are no objects.
+    """
+    labels = [data.labels[place] for place in data.places]
     if cfg.default_scope == 'mmpretrain':
-        classes = dataset.metainfo.get('classes') or ()
-        return TopOneError(len(classes)) if classes and len(_labels(dataset.get_data_info(0))) == 1 else None
+        if any(len(found) != 1 for found in labels):
+            return None
+        ((_, most),) = Counter(label for (label,) in labels).most_common(1)
+        return TopOneError(chance=100 * (1 - most / len(labels)))
     evaluators = cfg.get('test_evaluator') or {}
     evaluators = evaluators if isinstance(evaluators, list | tuple) else [evaluators]
-    if any(type_name(evaluator) == 'CocoMetric' for evaluator in evaluators) and hasattr(dataset, 'cat_ids'):
-        return BoxAP(dataset.ann_file, dataset.cat_ids)
+    if any(type_name(evaluator) == 'CocoMetric' for evaluator in evaluators) and hasattr(data.dataset, 'cat_ids'):
+        return BoxAP(data.dataset.ann_file, data.dataset.cat_ids) if any(labels) else None
     return None

@@ -24,6 +24,7 @@ def evaluate_images(
     iou_type: str = 'bbox',
     category_ids: Sequence[int] | None = None,
     image_ids: Sequence[int] | None = None,
+    all_sizes: bool = True,
 ) -> COCOeval:
     """Predictions in COCO result format put beside the annotations, image by image; nothing is summed up yet.
 
@@ -33,6 +34,7 @@ def evaluate_images(
         iou_type: 'bbox' or 'segm'.
         category_ids: categories to evaluate, None for all.
         image_ids: images to evaluate, None for all.
+        all_sizes: also small, medium and large objects alone, and fewer than 100 boxes an image.
     """
     if iou_type == 'segm':
         # With a box in the prediction pycocotools takes the box's area for the object's size.
@@ -48,6 +50,9 @@ def evaluate_images(
         evaluation.params.catIds = sorted(category_ids)
     if image_ids is not None:
         evaluation.params.imgIds = sorted(image_ids)
+    if not all_sizes:
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ['all']
+        evaluation.params.maxDets = evaluation.params.maxDets[-1:]
     evaluation.evaluate()
     return evaluation
 

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from se_mm.analysis.excitation import measure_gates
-from se_mm.analysis.gate_statistics import GateStatistics, Moments, class_selectivity
+from se_mm.analysis.gate_profile import Share, class_selectivity
+from se_mm.analysis.gate_statistics import GateStatistics, Moments
 from se_mm.analysis.gates import Gates, gate_layers
 from se_mm.models import SEResNet
 from se_mm.utils import InputError
@@ -51,20 +53,36 @@ def test_moments(parts, dtype):
             assert arrays['SE_2_1/high'][group, channel] == sum(value > 0.9 for value in column)
 
 
-def test_processes_add_up():
-    found, parts = gates(), []
-    for rank in range(2):
-        part = GateStatistics(GROUPINGS)
-        part.add({'SE_2_1': Gates(found.mean[rank::2], found.mean[rank::2])}, MEMBERS[rank::2])
-        parts.append(part)
-    parts[0].merge(parts[1])
-    whole = GateStatistics(GROUPINGS)
-    whole.add({'SE_2_1': Gates(found.mean, found.mean)}, MEMBERS)
-    for name, array in whole.arrays().items():
-        if array.dtype.kind == 'f':
-            np.testing.assert_allclose(parts[0].arrays()[name], array, rtol=1e-12)
-        else:
-            assert (parts[0].arrays()[name] == array).all()
+def share_of(rank, processes):
+    """Statistics of a process's images; a map of one position and a process without images are among them."""
+    found, part = gates(), GateStatistics(GROUPINGS)
+    if rank < 2:
+        rows = slice(rank, None, min(processes, 2))
+        spread = None if rank else gates().mean[::2]
+        part.add({'SE_2_1': Gates(found.mean[rows], spread)}, MEMBERS[rows])
+    return part
+
+
+def run_process(rank, folder):
+    dist.init_process_group('gloo', init_method=f'file://{folder}/meeting', rank=rank, world_size=3)
+    part = share_of(rank, 3)
+    part.reduce()
+    part.save(folder / f'{rank}.npz')
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_processes_add_up(tmp_path):
+    torch.multiprocessing.spawn(run_process, (tmp_path,), nprocs=3)
+    whole = share_of(0, 1).arrays()  # with the spread of the first process's images
+    for rank in range(3):
+        found = np.load(tmp_path / f'{rank}.npz')
+        assert set(found.files) == set(whole)
+        for name, array in whole.items():
+            if array.dtype.kind == 'f':
+                np.testing.assert_allclose(found[name], array, rtol=1e-12)
+            else:
+                assert (found[name] == array).all()
 
 
 def test_profile():
@@ -97,12 +115,25 @@ def test_eta_squared_by_chance():
         statistics.add({'a': Gates(torch.rand(60, 30, generator=generator), None)}, labels[:, None].tolist())
         found.append(statistics.profile()[0].eta_squared['class'])
     assert np.mean([share.value for share in found]) == pytest.approx(found[0].by_chance, rel=0.05)
+    assert abs(np.mean([share.beyond_chance for share in found])) < 0.01
+    assert Share(1.0, 0.3).beyond_chance == 1 and Share(0.3, 0.3).beyond_chance == 0
 
 
 def test_class_selectivity():
     mean = np.array([[0.8, 0.5], [0.2, 0.5], [0.4, 0.5], [np.nan, np.nan]])
     assert class_selectivity(mean) == pytest.approx(((0.8 - 0.3) / (0.8 + 0.3) + 0) / 2)
     assert class_selectivity(mean[[0, 3]]) is None
+    assert class_selectivity(mean - 0.5) is None  # tanh
+
+
+def test_class_selectivity_by_chance():
+    """Of classes without meaning."""
+    generator = torch.Generator().manual_seed(0)
+    statistics = GateStatistics({'class': [str(i) for i in range(5)]})
+    labels = torch.randint(1, 6, (200,), generator=generator)
+    statistics.add({'a': Gates(torch.rand(200, 5000, generator=generator), None)}, labels[:, None].tolist())
+    (row,) = statistics.profile()
+    assert row.selectivity_by_chance == pytest.approx(row.selectivity, rel=0.05)
 
 
 def test_dead_channels():
@@ -110,6 +141,9 @@ def test_dead_channels():
     statistics.add({'a': Gates(torch.tensor([[0.01, 0.05, 0.9], [0.02, 0.3, 0.95]]), None)})
     (row,) = statistics.profile()
     assert row.dead == pytest.approx(1 / 3) and row.eta_squared == {} and row.selectivity is None
+    statistics = GateStatistics()
+    statistics.add({'tanh': Gates(torch.tensor([[0.01, -0.9], [-0.02, -0.8]]), None)})
+    assert statistics.profile()[0].dead == 0.5
 
 
 def test_a_thousand_classes_fit_into_a_gibibyte():
@@ -126,8 +160,10 @@ def test_any_model_and_loader():
     torch.manual_seed(0)
     model = SEResNet(18, base_channels=16).train()
     loader = [(torch.randn(3, 3, 32, 32), torch.tensor([0, 1, 1])), (torch.randn(1, 3, 32, 32), torch.tensor([1]))]
-    statistics = measure_gates(model, loader, groupings={'class': ['cat', 'dog']})
-    assert statistics.images == 4 and statistics.paths['SE_2_1'] == 'layer1.0.se_layer' and model.training
+    model.layer1.eval()
+    statistics = measure_gates(model, loader, classes=['cat', 'dog'])
+    assert statistics.images == 4 and statistics.paths['SE_2_1'] == 'layer1.0.se_layer'
+    assert model.training and model.layer2.training and not model.layer1[0].bn1.training
     assert statistics.layers['SE_2_1'].count.tolist() == [4, 1, 3]
     assert measure_gates(model, loader).groups == ['all']
 
@@ -136,6 +172,12 @@ def test_mistakes():
     statistics = filled()
     with pytest.raises(InputError, match='^SE_2_1 has gates of 7 images, but 2 images came'):
         statistics.add({'SE_2_1': gates()}, [(), ()])
+    with pytest.raises(InputError, match='^SE_3_1 has gates of 7 images, but 1 images came'):
+        statistics.add({'SE_3_1': gates(), 'SE_2_1': Gates(gates().mean[:1], None)})
+    with pytest.raises(InputError, match='^an image is in group 7: the groups have the numbers 1 to 6'):
+        statistics.add({'SE_2_1': gates()}, [*MEMBERS[:-1], (7,)])
+    with pytest.raises(InputError, match='^an image has class -1: classes have the numbers 0 to 1'):
+        measure_gates(SEResNet(18, base_channels=16), [(torch.zeros(1, 3, 32, 32), [-1])], classes=['cat', 'dog'])
     with pytest.raises(InputError, match='^class bird does not exist: choose of cat, dog, fox, none'):
         statistics.group('class', 'bird')
     with pytest.raises(InputError, match='^class none has no images'):

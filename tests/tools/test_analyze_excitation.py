@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from base64 import b64decode
@@ -26,6 +27,16 @@ model = dict(
     backbone=dict(stem_channels=8, base_channels=8, se_ratio=4, zero_init_residual=False), head=dict(in_channels=64)
 )
 test_dataloader = dict(batch_size=3)
+"""
+SEVERAL = """
+val_dataloader = val_cfg = val_evaluator = None
+test_dataloader = dict(
+    dataset=dict(
+        _delete_=True, type='MultiLabelDataset', ann_file='labels.json', data_root='',
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')],
+    )
+)
+test_evaluator = dict(_delete_=True, type='MultiLabelMetric')
 """
 
 
@@ -80,18 +91,38 @@ def test_everything_is_written(run, small, scenes, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_see_what_one_sees(run, small, scenes, tmp_path, free_port):
-    options = [*small, '--no-worth', '--images-per-class', 1]
+    """Two networks, their statistics, and what their gates are worth."""
+    options = [*small, '--compare', *save('small.py', tmp_path, seed=1), '--worth-images', 7, '--layers', 'SE_5_2']
     assert run(sys.executable, TOOL, *options, '--out-dir', 'one', *data(scenes))[0] == 0
     launch = ['torchrun', '--nproc_per_node=2', f'--master_port={free_port}', TOOL]
     code, output = run(*launch, *options, '--launcher', 'pytorch', '--out-dir', 'two', *data(scenes))
     assert code == 0, output
-    one, two = (np.load(tmp_path / name / 'small.npz') for name in ('one', 'two'))
-    assert one.files == two.files and 4 < one['SE_2_1/count'][0] <= 8
-    for name in one.files:
-        if one[name].dtype.kind == 'f':
-            np.testing.assert_allclose(two[name], one[name], rtol=1e-6, atol=1e-9)  # batches differ, and so do sums
-        else:
-            assert (two[name] == one[name]).all()
+    for name in ('small seed0', 'small seed1'):
+        one, two = (np.load(tmp_path / folder / f'{name}.npz') for folder in ('one', 'two'))
+        assert one.files == two.files and one['SE_5_2/count'][0] == 16
+        for key in one.files:
+            if one[key].dtype.kind == 'f':
+                np.testing.assert_allclose(
+                    two[key], one[key], rtol=1e-6, atol=1e-7
+                )  # float32 rounds other batches otherwise
+            else:
+                assert (two[key] == one[key]).all()
+    one, two = (json.loads((tmp_path / folder / 'excitation.json').read_text()) for folder in ('one', 'two'))
+    assert [network['evaluated_images'] for network in one] == [7, 7]
+    for mine, other in zip(one, two):
+        assert mine['replacements'] == other['replacements'] and mine['value'] == other['value']
+
+
+@pytest.mark.slow
+def test_process_with_one_image(run, small, scenes, tmp_path, free_port):
+    """Gates of other images come from all processes."""
+    launch = ['torchrun', '--nproc_per_node=2', f'--master_port={free_port}', TOOL]
+    options = ['--num-images', 3, '--layers', 'SE_5_2', '--out-dir', 'out', '--launcher', 'pytorch']
+    code, output = run(*launch, *small, *options, *data(scenes))
+    assert code == 0, output
+    (numbers,) = json.loads((tmp_path / 'out' / 'excitation.json').read_text())
+    assert numbers['evaluated_images'] == 3 and len(numbers['replacements']) == 3
+    assert '3 images are too few to find gates of small idle or static' in output
 
 
 def test_detector_and_groups(run, shapes, tmp_path):
@@ -117,19 +148,54 @@ def test_detector_and_groups(run, shapes, tmp_path):
 
 
 def test_two_networks_on_a_page(run, small, scenes, tmp_path):
-    other = save('small.py', tmp_path, seed=1)
-    options = ['--compare', *other, '--no-worth', '--classes', 'mountain', '--out-dir', 'out']
+    """Of different depth and with different classes, and checkpoints of one name."""
+    (tmp_path / 'deeper').mkdir()
+    (tmp_path / 'deeper' / 'small.py').write_text(
+        f'_base_ = {str(small[0])!r}\n'
+        'model = dict(backbone=dict(depth=34))\n'
+        'test_dataloader = dict(dataset=dict(indices=[0, 1, 2]))\n'
+    )
+    config, _ = save('deeper/small.py', tmp_path)
+    other = [config, tmp_path / 'deeper' / 'seed0.pth']
+    (tmp_path / 'seed0.pth').rename(other[1])
+    small = save('small.py', tmp_path)
+    options = ['--compare', *other, '--no-worth', '--out-dir', 'out', '--images-per-class', 1]
     code, output = run(sys.executable, TOOL, *small, *options, *data(scenes))
     assert code == 0, output
     first, second = json.loads((tmp_path / 'out' / 'excitation.json').read_text())
-    assert (first['network'], second['network']) == ('small seed0', 'small seed1')
-    assert first['layers'] != second['layers']
-    assert 'Gates of small seed0 and small seed1' in (tmp_path / 'out' / 'excitation.html').read_text()
+    assert (first['network'], second['network']) == (f'small {tmp_path.name}/seed0', 'small deeper/seed0')
+    assert len(first['layers']) == 8 and len(second['layers']) == 16
+    assert 4 < first['images'] <= 8 and second['images'] <= 3  # and classes of the first are not in the second
+    assert (tmp_path / 'out' / 'small deeper%2Fseed0_classes.png').exists()
+    code, output = run(sys.executable, TOOL, *small, '--compare', *small, *data(scenes))
+    assert code == 1 and 'error: --compare names the network that the command begins with' in output
+
+
+def test_data_in_parts(run, small, scenes, tmp_path):
+    """All parts of wrapped data sets are looked at, prepared as for the test."""
+    parts = 'test_dataloader.dataset'
+    (tmp_path / 'parts.py').write_text(
+        f'_base_ = {str(small[0])!r}\n'
+        f'part = {{{{_base_.{parts}}}}}\n'
+        "train_dataloader = dict(dataset=dict(_delete_=True, type='ConcatDataset', datasets=[part, part]))\n"
+    )
+    options = ['--split', 'train', '--no-worth', '--out-dir', 'out']
+    code, output = run(sys.executable, TOOL, 'parts.py', small[1], *options, *data(scenes))
+    assert code == 0, output
+    assert json.loads((tmp_path / 'out' / 'excitation.json').read_text())[0]['images'] == 32
 
 
 def test_mistakes_are_one_line(run, small, scenes, tmp_path):
     plain = save(CONFIGS / 'quickstart' / 'r18_scenes.py', tmp_path, seed=2)
     (tmp_path / 'groups.csv').write_text('image,group\nnone.jpg,a\n')
+    missing, empty = tmp_path / 'missing.py', tmp_path / 'empty.py'
+    (tmp_path / 'empty.txt').write_text('')
+    for config, name in ((missing, 'nowhere.txt'), (empty, str(tmp_path / 'empty.txt'))):
+        config.write_text(
+            f'_base_ = {str(small[0])!r}\n'
+            f'dataset = dict(_delete_=True, type="CustomDataset", ann_file={name!r}, data_root="", pipeline=[])\n'
+            'train_dataloader = dict(dataset=dataset)\n'
+        )
     for arguments, words in (
         (plain, 'ImageClassifier has no SE layer'),
         ([small[0], plain[1]], 'seed2.pth'),
@@ -138,6 +204,10 @@ def test_mistakes_are_one_line(run, small, scenes, tmp_path):
         ([*small, '--num-images', 0], '--num-images 0: choose a whole number from 1'),
         ([*small, '--groups', 'groups.csv'], 'groups.csv: none.jpg is the end of 0 paths of the data set'),
         ([*small, '--low', 0.9], '--low 0.9 has to be below --high 0.9'),
+        ([*small, '--worth-images', 1], '--worth-images 1: gates of other images need at least 2 images'),
+        ([missing, small[1], '--split', 'train'], 'nowhere.txt'),
+        ([empty, small[1], '--split', 'train'], 'empty.txt'),
+        ([*small, '--split', 'val', '--cfg-options', 'val_dataloader=None'], 'small.py has no val_dataloader'),
     ):
         code, output = run(sys.executable, TOOL, *arguments, '--out-dir', 'out', *data(scenes))
         last = output.strip().splitlines()[-1]
@@ -145,14 +215,78 @@ def test_mistakes_are_one_line(run, small, scenes, tmp_path):
     assert not (tmp_path / 'out').exists()
 
 
-def test_interrupt_writes_what_there_is(start, small, scenes, tmp_path):
-    repeated = data(scenes, 'test_dataloader.batch_size=1', 'test_dataloader.dataset.indices=None')
-    process = start(sys.executable, TOOL, *small, '--out-dir', 'out', '--split', 'train', *repeated)
-    deadline = time.monotonic() + 100
-    while not (tmp_path / 'out').exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.5)
-    os.kill(process.pid, signal.SIGINT)
-    process.communicate(timeout=100)
+def many_images(tmp_path, small, scenes):
+    """A config whose data are the test images 60 times, loaded one by one."""
+    lines = (scenes / 'places365_val.txt').read_text()
+    (scenes / 'many.txt').write_text(lines * 60)
+    (tmp_path / 'many.py').write_text(
+        f'_base_ = {str(small[0])!r}\n'
+        "place = dict(data_root='data/drawn_scenes', data_prefix='val_256', ann_file='many.txt')\n"
+        "dataset = dict(_delete_=True, type='CustomDataset', pipeline={{_base_.test_pipeline}}, **place)\n"
+        'test_dataloader = dict(batch_size=1, dataset=dataset)\n'
+    )
+    return [tmp_path / 'many.py', small[1]]
+
+
+def interrupt_at(process, words, seconds):
+    """Ctrl-C as a terminal sends it, to all processes, some seconds after the standard error has some words."""
+    output = ''
+    while words not in output:
+        chunk = os.read(process.stderr.fileno(), 4096)
+        assert chunk, output
+        output += chunk.decode()
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGINT)
+    return output + process.communicate(timeout=100)[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('processes', [1, 2])
+def test_interrupt_writes_what_there_is(small, scenes, tmp_path, free_port, processes):
+    program = [sys.executable, TOOL]
+    if processes > 1:
+        program = ['torchrun', f'--nproc_per_node={processes}', f'--master_port={free_port}', TOOL]
+    launcher = ['--launcher', 'pytorch'] if processes > 1 else []
+    command = [*program, *many_images(tmp_path, small, scenes), '--out-dir', 'out', *launcher, *data(scenes)]
+    process = subprocess.Popen(
+        list(map(str, command)), cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        start_new_session=True, env=os.environ | {'FORCE_COLOR': '1'},
+    )  # fmt: skip
+    output = interrupt_at(process, 'gates', 1.5)
+    assert 'Traceback' not in output or processes > 1, output  # of the launcher
+    assert process.returncode == (130 if processes == 1 else 1), output
+    (numbers,) = json.loads((tmp_path / 'out' / 'excitation.json').read_text())
+    assert 0 < numbers['images'] < 960
+    remark = f'The analysis was interrupted after {numbers["images"]} images.'
+    assert numbers['remarks'] == [remark] and remark in (tmp_path / 'out' / 'excitation.html').read_text()
+
+
+@pytest.mark.slow
+def test_interrupt_of_the_second_network(small, scenes, tmp_path):
+    """The first network stays as it is."""
+    command = [sys.executable, TOOL, *small, '--compare', *many_images(tmp_path, small, scenes), '--layers', 'SE_5_2']
+    process = subprocess.Popen(
+        list(map(str, [*command, '--out-dir', 'out', *data(scenes)])), cwd=tmp_path, stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True, start_new_session=True, env=os.environ | {'FORCE_COLOR': '1'},
+    )  # fmt: skip
+    interrupt_at(process, 'many: gates', 1)
     assert process.returncode == 130
-    assert 'The analysis was interrupted after ' in (tmp_path / 'out' / 'excitation.html').read_text()
+    first, *others = json.loads((tmp_path / 'out' / 'excitation.json').read_text())
+    assert first['images'] == 16 and len(first['replacements']) == 3 and first['verdicts']
+    assert all(other['images'] < 960 for other in others)
+
+
+def test_several_labels_an_image_are_not_judged(run, tmp_path):
+    """Images with several labels count for each, and nobody can tell a top-1 error."""
+    for number in range(4):
+        Image.new('RGB', (32, 32), (60 * number, 0, 0)).save(tmp_path / f'{number}.png')
+    items = [dict(img_path=f'{number}.png', gt_label=[number % 3, 2][: 1 + number % 2]) for number in range(4)]
+    (tmp_path / 'labels.json').write_text(json.dumps(dict(metainfo={}, data_list=items)))
+    (tmp_path / 'several.py').write_text(SMALL + SEVERAL)
+    arguments = save('several.py', tmp_path)
+    code, output = run(sys.executable, TOOL, *arguments, '--out-dir', 'out')
+    assert code == 0, output
+    assert 'The gates of several are not judged.' in output
+    arrays = np.load(tmp_path / 'out' / 'several.npz')
+    assert arrays['groups'].tolist() == ['all', '0', '1', '2']
+    assert arrays['SE_2_1/count'].tolist() == [4, 2, 1, 3]
