@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -9,6 +10,9 @@ import torch
 
 if not torch.cuda.is_available():  # has to be set before Triton is imported
     os.environ['TRITON_INTERPRET'] = '1'
+
+# A shell that runs the tests in the background ignores Ctrl-C, and so would the programs that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CACHE = tempfile.TemporaryDirectory()
 os.environ['SE_MM_CACHE'] = CACHE.name  # also of the programs that tests start

@@ -9,6 +9,9 @@ import os
 import pickle
 import resource
 import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -161,9 +164,10 @@ def test_lists(places, data):
         assert all(0 <= info['gt_label'] < 8 for info in map(loaded.get_data_info, range(len(loaded))))
 
 
-def write_weights(folder, kind):
+@cache  # torch's old format has addresses of memory, so that no two files are of one length
+def weights_file(kind):
     tensors = {f'layer{i}.weight': torch.arange(12.0).reshape(3, 4) + i for i in range(3)}
-    path = folder / f'weights.{kind}'
+    path = Path(tempfile.mkdtemp()) / f'weights.{kind}'
     if kind == 'safetensors':
         save_file(tensors, path)
     elif kind == 'params':
@@ -172,15 +176,18 @@ def write_weights(folder, kind):
         path.write_bytes(pickle.dumps({name: tensor.numpy() for name, tensor in tensors.items()}, protocol=2))
     else:
         torch.save(dict(meta=dict(epoch=1), state_dict=tensors), path, _use_new_zipfile_serialization=kind == 'pth')
-    return tensors, path
+    content = path.read_bytes()
+    shutil.rmtree(path.parent)
+    return tensors, content
 
 
 @pytest.mark.parametrize('kind', ['pth', 'old.pth', 'safetensors', 'params', 'pdparams'])
 @SETTINGS
 @given(data=st.data())
 def test_checkpoints(tmp_path, kind, data):
-    tensors, path = write_weights(tmp_path, kind)
-    path.write_bytes(data.draw(changed_bytes(path.read_bytes())))
+    tensors, content = weights_file(kind)
+    path = tmp_path / f'weights.{kind}'
+    path.write_bytes(data.draw(changed_bytes(content)))
     before = peak_memory()
     content = read_or_refused(read_checkpoint, path)
     assert peak_memory() - before < 64

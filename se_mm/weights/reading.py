@@ -82,7 +82,7 @@ def _parse(path: Path, unsafe_pickle: bool) -> object:
     except ImportError as error:
         raise InputError(f"checkpoint {path} needs {error.name}: pip install 'se_mm[weights]'") from error
     except Exception as error:  # reading arbitrary bytes can fail in any way
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0][:300]  # errors may quote the file
         raise InputError(
             f'checkpoint {path} is damaged or no checkpoint: copy or download it again ({reason})'
         ) from error

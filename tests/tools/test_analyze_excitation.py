@@ -17,6 +17,7 @@ from PIL import Image
 
 from conftest import CONFIGS, TOOLS
 from se_mm.utils.config import build_model, load_config, use_scope
+from work_dirs import many_scenes
 
 TOOL = TOOLS / 'analyze_excitation.py'
 CLASSIFIER = CONFIGS / 'quickstart' / 'se_r18_scenes.py'
@@ -216,15 +217,7 @@ def test_mistakes_are_one_line(run, small, scenes, tmp_path):
 
 
 def many_images(tmp_path, small, scenes):
-    """A config whose data are the test images 60 times, loaded one by one."""
-    lines = (scenes / 'places365_val.txt').read_text()
-    (scenes / 'many.txt').write_text(lines * 60)
-    (tmp_path / 'many.py').write_text(
-        f'_base_ = {str(small[0])!r}\n'
-        "place = dict(data_root='data/drawn_scenes', data_prefix='val_256', ann_file='many.txt')\n"
-        "dataset = dict(_delete_=True, type='CustomDataset', pipeline={{_base_.test_pipeline}}, **place)\n"
-        'test_dataloader = dict(batch_size=1, dataset=dataset)\n'
-    )
+    (tmp_path / 'many.py').write_text(f'_base_ = {str(small[0])!r}\n{many_scenes(scenes)}')
     return [tmp_path / 'many.py', small[1]]
 
 

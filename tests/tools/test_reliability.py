@@ -14,6 +14,7 @@ import torch
 from conftest import CONFIGS, TOOLS
 from se_mm.utils.config import build_model, load_config
 from se_mm.weights import read_checkpoint
+from work_dirs import many_scenes
 
 CLASSIFIER = CONFIGS / 'quickstart' / 'se_r18_scenes.py'
 
@@ -133,6 +134,7 @@ def test_interrupt_is_one_line(small, scenes, tmp_path, free_port, tool, process
     command = [*small(99, processes=processes), 'train_dataloader.num_workers=2']
     if tool == 'test':
         words = 'mmengine - INFO - Load checkpoint'
+        (tmp_path / 'small.py').write_text(SMALL + many_scenes(scenes))
         torch.save(
             dict(state_dict=build_model(load_config(tmp_path / 'small.py')).state_dict()), tmp_path / 'small.pth'
         )
