@@ -13,4 +13,5 @@ shellcheck tools/*.sh .dev_scripts/*.sh .ci/run
 lint-imports
 # One process a core, of one thread each; a process takes up to 5 GB.
 export OMP_NUM_THREADS=1
-exec python -m pytest --numprocesses logical --maxprocesses 4 "$@"
+# Idle processes take over tests of busy ones: the long tests lie side by side.
+exec python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal "$@"

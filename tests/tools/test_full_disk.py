@@ -61,6 +61,10 @@ def inputs(scenes, tmp_path):
     [
         ('train.py', ['small.py', *TRAINING]),
         ('test.py', ['small.py', 'small.pth', '--work-dir', 'disk/run', '--cfg-options', 'data_root=scenes']),
+        (
+            'analyze_excitation.py',
+            ['small.py', 'small.pth', '--no-worth', '--out-dir', 'disk/gates', '--cfg-options', 'data_root=scenes'],
+        ),
         ('predict.py', ['small.py', 'small.pth', 'scenes/val_256/Places365_val_00000001.jpg', '-o', 'disk']),
         ('compare.py', [*CLASSIFIERS, '--json', 'disk/older']),
         ('report.py', ['run', '-o', 'disk/older']),
