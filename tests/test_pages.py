@@ -85,6 +85,23 @@ def test_gates_in_python(tmp_path, monkeypatch):
     assert 'Gates of my network' in page and page.count('data:image/svg+xml') == 3
 
 
+def test_table_of_trained_networks():
+    """The means of the stored numbers of three networks."""
+    rows = re.findall(r'^\| (SE_\d_\d) \| (.*) \|$', (ROOT / 'docs' / 'excitation.md').read_text(), re.MULTILINE)
+    seeds = [
+        json.loads((ROOT / 'docs' / 'excitation' / f'se_r20_cifar10_seed{seed}.json').read_text())[0]['layers']
+        for seed in range(3)
+    ]
+    keys = ('mean', 'from_mean', 'eta_squared_class', 'high', 'one_loss', 'mean_loss', 'shuffled_loss')
+    formats = ('{:.2f}', '{:.3f}', '{:.2f}', '{:.0%}', '{:+.2f}', '{:+.2f}', '{:+.2f}')
+    assert len(rows) == 9
+    for (name, cells), *layers in zip(rows, *seeds):
+        assert all(layer['name'] == name for layer in layers)
+        means = [sum(layer[key] for layer in layers) / 3 for key in keys]
+        expected = [form.format(mean).replace('%', ' %') for form, mean in zip(formats, means)]
+        assert cells.split(' | ') == [*expected, ', '.join(layer['role'] for layer in layers)]
+
+
 BACKENDS = dict(
     TensorboardVisBackend=('tensorboard', '*/vis_data/events.out.tfevents.*'),
     WandbVisBackend=('wandb', '*/vis_data/wandb/offline-run-*/*.wandb'),
