@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
 import torch
@@ -137,7 +137,9 @@ def cpu_wrapper(cfg: Config) -> dict:
 
 
 def print_error(error: InputError) -> None:
-    """Print the one line that the user gets to see."""
+    """Print the one line that the user gets to see, after all that was printed before."""
+    with suppress(OSError):  # a pipe without a reader, or a file on a full disk
+        sys.stdout.flush()  # lines of other packages wait there unless it is a terminal
     print(f'error: {error}', file=sys.stderr, flush=True)
 
 
