@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mmengine.device import get_device
-from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
+from mmengine.dist import all_gather_object, barrier, get_rank, get_world_size, is_main_process
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -162,8 +162,9 @@ class Network:
             )
 
     def _check(self, checkpoint, split):
-        check_config(self.cfg, training=False, checkpoint=checkpoint)
-        check_data(self.cfg, (split,))
+        check_config(self.cfg, training=False, checkpoint=checkpoint)  # with the data of the test
+        if split != 'test':
+            check_data(self.cfg, (split,))
 
     def batches(self, data, advance=lambda: None):
         for batch in data.batches(self.cfg, get_rank(), get_world_size()):
@@ -278,6 +279,7 @@ def main():
     ]
     folder.mkdir(parents=True, exist_ok=True)
     interruption, analyses, page = Interruption(), [], None
+    barrier()  # Ctrl-C would end a process that has not come so far, and all others wait for that process
     for network in networks:
         analysis = analyze(network, args, folder, interruption)
         if analysis.statistics.images:

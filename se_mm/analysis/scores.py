@@ -136,7 +136,7 @@ class BoxAP:
     def worth(self, kept: Sequence[Boxes], own: Sequence[Boxes]) -> Worth:
         """In percent and points of percent."""
         parts = [np.arange(len(own)), *left_out(len(own))]
-        if self._latest is None or self._latest[0] is not own or len(self._latest[1]) != len(parts):
+        if self._latest is None or self._latest[0] is not own:
             self._latest = own, self._values(own, parts)
         values = self._values(kept, parts)
         loss, *without = self._latest[1] - values

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from base64 import b64decode
 
 import numpy as np
@@ -221,14 +220,13 @@ def many_images(tmp_path, small, scenes):
     return [tmp_path / 'many.py', small[1]]
 
 
-def interrupt_at(process, words, seconds):
-    """Ctrl-C as a terminal sends it, to all processes, some seconds after the standard error has some words."""
+def interrupt_at(process, words):
+    """Ctrl-C as a terminal sends it, to all processes, when a bar has an estimate: images have gone through."""
     output = ''
-    while words not in output:
+    while not re.search(rf'{words}[^\n]*\d:\d\d:\d\d', output):
         chunk = os.read(process.stderr.fileno(), 4096)
         assert chunk, output
         output += chunk.decode()
-    time.sleep(seconds)
     os.killpg(process.pid, signal.SIGINT)
     return output + process.communicate(timeout=100)[1]
 
@@ -245,7 +243,7 @@ def test_interrupt_writes_what_there_is(small, scenes, tmp_path, free_port, proc
         list(map(str, command)), cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         start_new_session=True, env=os.environ | {'FORCE_COLOR': '1'},
     )  # fmt: skip
-    output = interrupt_at(process, 'gates', 1.5)
+    output = interrupt_at(process, 'many: gates')
     assert 'Traceback' not in output or processes > 1, output  # of the launcher
     assert process.returncode == (130 if processes == 1 else 1), output
     (numbers,) = json.loads((tmp_path / 'out' / 'excitation.json').read_text())
@@ -262,7 +260,7 @@ def test_interrupt_of_the_second_network(small, scenes, tmp_path):
         list(map(str, [*command, '--out-dir', 'out', *data(scenes)])), cwd=tmp_path, stderr=subprocess.PIPE,
         stdout=subprocess.PIPE, text=True, start_new_session=True, env=os.environ | {'FORCE_COLOR': '1'},
     )  # fmt: skip
-    interrupt_at(process, 'many: gates', 1)
+    interrupt_at(process, 'many: gates')
     assert process.returncode == 130
     first, *others = json.loads((tmp_path / 'out' / 'excitation.json').read_text())
     assert first['images'] == 16 and len(first['replacements']) == 3 and first['verdicts']
