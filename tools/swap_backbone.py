@@ -5,20 +5,16 @@ the released ones of lowest ImageNet error that fit, with the normalisation of i
 """
 
 import argparse
-import os
 from pathlib import Path
 
-from mmengine.config import Config
-from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.utils import is_installed
 from rich.console import Console
 
 import se_mm  # noqa: F401  registers the backbones
-from se_mm.conversion import twin_config
+from se_mm.conversion import inherited_config, twin_config
 from se_mm.engine import guard
 from se_mm.models.se_layer import VARIANTS
 from se_mm.utils import InputError, written_whole
-from se_mm.utils.config import config_path, load_config
+from se_mm.utils.config import load_config
 
 
 def parse_args():
@@ -30,24 +26,13 @@ def parse_args():
     return parser.parse_args()
 
 
-def base_of(path, out):
-    """How ``out`` names the config: by its package if MMEngine finds it, else from its own folder."""
-    path, folder = path.resolve(), Path(out).resolve().parent
-    for parent in path.parents:
-        if parent.parts[-2:] == ('.mim', 'configs') and is_installed(MODULE2PACKAGE.get(parent.parts[-3], '-')):
-            return f'{parent.parts[-3]}::{path.relative_to(parent)}'
-    near = len(Path(os.path.commonpath([path, folder])).parts) > 1
-    return os.path.relpath(path, folder) if near else str(path)
-
-
 def main():
     args = parse_args()
     cfg = load_config(args.config)
     if Path(args.out).exists():
         raise InputError(f'{args.out} is already there: give another name')
     changes, warnings = twin_config(cfg, weights=args.weights, variant=args.variant)
-    base = base_of(config_path(args.config), args.out)
-    text = Config(dict(_base_=base, **changes)).pretty_text
+    text = inherited_config(args.config, args.out, changes)
     with written_whole(args.out) as temporary:
         temporary.write_text(text)
     Console().print(text, markup=False, highlight=False)

@@ -11,6 +11,7 @@ from mmengine.dist import is_distributed
 from torch import nn
 
 from se_mm.datasets.checks import check_dataset
+from se_mm.models.base import Backbone
 from se_mm.utils import InputError
 from se_mm.utils.config import build_model, config_parts, leaf_datasets, type_name, use_scope
 
@@ -36,6 +37,11 @@ def check_config(cfg: Config, *, training: bool, checkpoint: str | None = None, 
         check_compiler('compile')
     use_scope(cfg)
     model = build_model(cfg)
+    if training and any(isinstance(module, Backbone) and module.deployed for module in model.modules()):
+        raise InputError(
+            f'{cfg.filename}: the backbone is deployed, and cannot be trained: train without deploy=True, from the '
+            'weights that were deployed'
+        )
     if checkpoint is not None:
         check_checkpoint(checkpoint, model, training=training, resume=cfg if training and cfg.get('resume') else None)
     if training:

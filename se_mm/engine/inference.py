@@ -10,12 +10,14 @@ from typing import NamedTuple
 
 from mmcv import imread
 from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
 from mmengine.device import get_device
 from mmengine.registry import DATASETS
-from torch import nn
+from torch import Tensor, nn
 
+from se_mm.datasets.images import check_images
 from se_mm.utils import InputError
-from se_mm.utils.config import build_model, leaf_datasets, use_scope
+from se_mm.utils.config import build_model, leaf_datasets, type_name, use_scope
 
 from .weight_checks import check_checkpoint
 
@@ -47,6 +49,24 @@ def classes_of(cfg: Config, checkpoint: dict) -> list[str] | None:
         if isinstance(classes, list | tuple) and all(isinstance(name, str) for name in classes):
             return list(classes)
     return None
+
+
+def prepared_images(cfg: Config, model: nn.Module, images: list[str]) -> list[Tensor]:
+    """Image files as a model's backbone gets them, each (1, C, H, W).
+
+    Args:
+        cfg: config of a classifier or a detector, with ``test_dataloader``, whose pipeline prepares the images.
+        model: built of it.
+        images: files.
+
+    Raises:
+        InputError: an image is missing or damaged.
+    """
+    check_images(images, 'the command line')
+    (*_, dataset) = leaf_datasets(cfg.test_dataloader.dataset)
+    pipeline = Compose([step for step in dataset['pipeline'] if type_name(step) != 'LoadAnnotations'])
+    found = [pseudo_collate([pipeline(dict(img_path=image, img_id=i))]) for i, image in enumerate(images)]
+    return [model.data_preprocessor(batch, False)['inputs'] for batch in found]
 
 
 def predictor(

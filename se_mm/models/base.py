@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.utils.checkpoint as cp
@@ -18,6 +18,7 @@ from se_mm.registry import WEIGHT_INITIALIZERS
 from se_mm.utils.config import is_pretrained
 
 from .checks import check_stages
+from .deploy import FOLDED, Deployed, deploy
 from .se_layer import SELayer
 
 
@@ -48,6 +49,13 @@ class ConvSE(nn.Sequential):
         return [conv.norm or conv.conv]
 
 
+def of_each_stage(with_se: bool | Sequence, stages: int) -> tuple[bool | tuple[bool, ...], ...]:
+    """Whether SE stands in each stage, or in each of its units, from one value for all or one for each stage."""
+    if not isinstance(with_se, Sequence):
+        return (bool(with_se),) * stages
+    return tuple(tuple(map(bool, part)) if isinstance(part, Sequence) else bool(part) for part in with_se)
+
+
 class Backbone(BaseModule):
     """A stem and stages, whose outputs are the feature maps; parts may be frozen, stages may have SE.
 
@@ -60,9 +68,11 @@ class Backbone(BaseModule):
         frozen_stages: 0 freezes the stem, n also the first n stages, -1 nothing.
         norm_eval: keep batch norms in eval mode while training. Only pretrained weights make sense of it.
         with_cp: recompute blocks in backward instead of storing their activations.
-        with_se: whether stages have SE, one value for each or one for all; False gives the plain network.
+        with_se: whether units have SE: one value for all, or for each stage one value or a sequence of one value for
+            each of its units; False gives the plain network.
         se_ratio: reduction ratio r of SE.
         se_cfg: further arguments of :class:`SELayer`, e.g. ``dict(variant='bump')``.
+        deploy: build the network as :meth:`switch_to_deploy` leaves it, for the weights of a deployed network.
         init_cfg: initialisation config, None for that of the family's paper.
 
     Raises:
@@ -85,16 +95,19 @@ class Backbone(BaseModule):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
-        with_se: bool | Sequence[bool] = True,
+        with_se: bool | Sequence[bool | Sequence[bool]] = True,
         se_ratio: int = 16,
         se_cfg: dict | None = None,
+        deploy: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(self.default_init_cfg if init_cfg is None else init_cfg)
         n = num_stages
         self.num_stages, self.frozen_stages, self.norm_eval = n, frozen_stages, norm_eval
         self.out_indices = (n - 1,) if out_indices is None else tuple(out_indices)
-        self.with_se = tuple(with_se) if isinstance(with_se, Sequence) else (bool(with_se),) * n
+        self.with_se = of_each_stage(with_se, n)
+        self._units_with_se = Counter()  # that have been built, by stage
+        self.deployed, self._deploys = False, deploy
         self.se_cfg = dict(se_cfg or {}, ratio=se_ratio)
         self.with_cp = with_cp
         self.stage_names: list[str] = []
@@ -104,15 +117,70 @@ class Backbone(BaseModule):
         if frozen_stages not in range(-1, n + 1):
             raise ValueError(f'frozen_stages={frozen_stages!r}: choose -1 to {n} (num_stages={n})')
 
+    def next_has_se(self, stage: int) -> bool:
+        """Whether the next unit of a stage that is being built has SE; asked once for each unit."""
+        of_units = self.with_se[stage]
+        number = self._units_with_se[stage]
+        self._units_with_se[stage] += 1
+        return of_units if isinstance(of_units, bool) else number < len(of_units) and of_units[number]
+
     def make_se_layer(self, stage: int, channels: int) -> nn.Module:
-        """SE for a stage; where ``with_se`` is False, Identity."""
-        return SELayer(channels, **self.se_cfg) if self.with_se[stage] else nn.Identity()
+        """SE for the next unit of a stage; where ``with_se`` is False, Identity."""
+        return SELayer(channels, **self.se_cfg) if self.next_has_se(stage) else nn.Identity()
 
     def add_stage(self, blocks: list[nn.Module], name: str = 'stage') -> None:
         """Append a stage of these blocks, named ``name`` and its number from 1."""
+        stage = len(self.stage_names)
+        of_units, units = self.with_se[stage], self._units_with_se[stage]
+        if not isinstance(of_units, bool) and len(of_units) != units:
+            raise ValueError(f'with_se[{stage}]={of_units} needs {units} entries, or one value for all')
         self.stage_names.append(f'{name}{len(self.stage_names) + 1}')
         self.add_module(self.stage_names[-1], Stage(*blocks, with_cp=self.with_cp))
         self.freeze_stages()
+        if self._deploys and len(self.stage_names) == self.num_stages:
+            self.eval()
+            self.switch_to_deploy()
+
+    def switch_to_deploy(self, constant_gates: Mapping[str, Tensor] | None = None) -> list[Deployed]:
+        """Fold batch norms into convolutions, and let SE squeeze before the last convolutions where that is the same.
+
+        The network's outputs stay as they are, up to rounding; :mod:`se_mm.models.deploy` has the derivation. The
+        network cannot be trained afterwards.
+
+        Args:
+            constant_gates: gates (C,) by path of the SE layer in this network, e.g. 'layer4.2.se_layer'. They are
+                folded into the weights in place of the SE layer, which changes the outputs unless these are the gates
+                that the layer gives every image. ``with_se`` then says which units have SE.
+
+        Returns:
+            What became of every norm and SE layer; nothing if the network is deployed already.
+
+        Raises:
+            RuntimeError: the network is in training mode, in which batch norms depend on the batch.
+            ValueError: ``constant_gates`` names what is no SE layer, or has another number of channels.
+        """
+        if self.deployed:
+            return []
+        if self.training:
+            raise RuntimeError(
+                f'{type(self).__name__} is in training mode, where batch norms depend on the batch: call eval() first'
+            )
+        se_layers = [path for path, module in self.named_modules() if isinstance(module, SELayer)]
+        with torch.no_grad():
+            report = deploy(self, constant_gates or {})
+        self.requires_grad_(False)
+        lost = {row.path for row in report if row.kind == 'SE' and row.done == FOLDED}
+        self.with_se = tuple(self._units_left(stage, se_layers, lost) for stage in range(self.num_stages))
+        self.deployed = True
+        return report
+
+    def _units_left(self, stage: int, se_layers: list[str], lost: set[str]) -> bool | tuple[bool, ...]:
+        """``with_se`` of a stage that had some SE layers and has lost some."""
+        paths = iter([path for path in se_layers if path.startswith(f'{self.stage_names[stage]}.')])
+        had = self.with_se[stage]
+        units = [had] * self._units_with_se[stage] if isinstance(had, bool) else had
+        left = tuple(has and next(paths) not in lost for has in units)
+        return left if len(set(left)) > 1 else any(left)
 
     def stem_modules(self) -> list[nn.Module]:
         """The modules with parameters before the first stage."""
@@ -164,7 +232,16 @@ class Backbone(BaseModule):
             module.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Backbone:
-        """Set training mode; frozen stages, and with ``norm_eval`` all batch norms, stay in eval."""
+        """Set training mode; frozen stages, and with ``norm_eval`` all batch norms, stay in eval.
+
+        Raises:
+            RuntimeError: the network is deployed, and ``mode`` is True.
+        """
+        if mode and self.deployed:
+            raise RuntimeError(
+                f'this {type(self).__name__} is deployed, and cannot be trained: train without deploy=True, from the '
+                'weights that were deployed'
+            )
         super().train(mode)
         self.freeze_stages()
         if mode and self.norm_eval:
@@ -189,7 +266,7 @@ class Backbone(BaseModule):
             WEIGHT_INITIALIZERS.build(dict(cfg, type='se_mm.Pretrained'))(self)
             if hasattr(self, '_params_init_info'):
                 update_init_info(self, init_info=f'PretrainedInit: load from {cfg["checkpoint"]}')
-        if not pretrained:
+        if not pretrained and not self.deployed:
             frozen = [k for k, v in (('norm_eval', self.norm_eval), ('frozen_stages', self.frozen_stages >= 0)) if v]
             if frozen:
                 print_log(

@@ -5,12 +5,13 @@ Squeeze-and-Excitation Networks, Hu et al., https://arxiv.org/abs/1709.01507, fi
 
 from __future__ import annotations
 
+import torch
 from mmcv.cnn import build_conv_layer, build_norm_layer, build_plugin_layer
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from se_mm.ops import se_tail, why_not_fused
+from se_mm.ops import scale_add, se_tail, why_not_fused
 
 from .checks import check_block
 from .se_layer import SELayer
@@ -52,7 +53,9 @@ class SEResidual(BaseModule):
     """A residual unit that ends in relu(drop_path(factor * se_layer(norm(x))) + identity), its tail.
 
     The tail is fused where it can be, see :mod:`se_mm.ops`; parameters and results are the same.
-    Subclasses have the submodules ``se_layer`` and, unless they say otherwise by ``last_norm``, ``norm``.
+    Subclasses have the submodule ``se_layer`` and, unless they say otherwise by ``last_conv`` and ``last_norm``,
+    ``conv`` and ``norm``. A deployed unit may take its gates from the input of the last convolution, see
+    :mod:`se_mm.models.deploy`.
 
     Args:
         fused_se: whether to fuse the tail; a backend of :func:`se_mm.ops.se_tail` to insist on it.
@@ -71,8 +74,14 @@ class SEResidual(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         self.fused_se, self.factor = fused_se, factor
+        self.squeezes_before = False
         self.relu = nn.ReLU(inplace=True)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    @property
+    def last_conv(self) -> nn.Module:
+        """The convolution before the tail."""
+        return self.conv
 
     @property
     def last_norm(self) -> nn.Module:
@@ -99,6 +108,19 @@ class SEResidual(BaseModule):
         if self.factor != 1:
             gates = self.factor * gates
         return gates if type(self.drop_path) is nn.Identity else self.drop_path(gates)
+
+    def residual(self, x: Tensor, identity: Tensor) -> Tensor:
+        """The last convolution, of the input x (N, width, H, W), and the tail; identity and the result are
+        (N, C, H, W)."""
+        if not self.squeezes_before:
+            return self.tail(self.last_conv(x), identity)
+        gates = self.branch_gates(x.mean((2, 3)))
+        in_place = not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
+        return self.relu(scale_add(self.last_conv(x), gates, identity, in_place=in_place))
+
+    def why_not_squeezed_before(self) -> str | None:
+        """What stands between the last convolution and SE, for :meth:`Backbone.switch_to_deploy`; None if nothing."""
+        return None if type(self.last_norm) is nn.Identity else f'{type(self.last_norm).__name__} stands before SE'
 
     def tail(self, x: Tensor, identity: Tensor) -> Tensor:
         """What follows the last convolution's output x; identity and the result are (N, C, H, W) as x."""
@@ -204,8 +226,12 @@ class SEBlock(SEResidual):
         raise NotImplementedError
 
     def branch(self, x: Tensor) -> Tensor:
-        """(N, inplanes, H, W) to the last convolution's output (N, planes * expansion, H / stride, W / stride)."""
+        """(N, inplanes, H, W) to the last convolution's input (N, width, H / stride, W / stride)."""
         raise NotImplementedError
+
+    def convolutions_with_norm(self) -> list[tuple[str, str]]:
+        """Names of the convolutions and of the norms of their outputs."""
+        return [(f'conv{i}', getattr(self, f'norm{i}_name')) for i, _ in enumerate(self.branch_convs(), 1)]
 
     def _se_channels(self) -> int:
         return {'pre': self.inplanes, '3x3': self.width}.get(self.se_position, self.planes * self.expansion)
@@ -247,6 +273,13 @@ class SEBlock(SEResidual):
             return 'plugins stand between the last convolution and SE'
         return super().why_not_fused()
 
+    def why_not_squeezed_before(self) -> str | None:
+        if self.se_position != 'standard':
+            return f'se_position={self.se_position!r}'
+        if self.plugin_names[self.last_position]:
+            return 'plugins stand between the last convolution and SE'
+        return super().why_not_squeezed_before()
+
     def plain_tail(self, x: Tensor, identity: Tensor) -> Tensor:
         x = self.run_plugins(self.last_norm(x), self.last_position)
         if self.se_position == 'standard':
@@ -260,7 +293,7 @@ class SEBlock(SEResidual):
             identity = self.se_layer(identity)
         if self.se_position == 'pre':
             x = self.se_layer(x)
-        out = self.tail(self.branch(x), identity)
+        out = self.residual(self.branch(x), identity)
         return self.se_layer(out) if self.se_position == 'post' else out
 
 
@@ -268,6 +301,7 @@ class SEBasicBlock(SEBlock):
     """Two 3x3 convolutions, the first with stride and dilation."""
 
     expansion = 1
+    last_conv = property(lambda self: self.conv2)
     last_norm, last_position = SEBlock.norm2, 'after_conv2'
 
     def branch_convs(self) -> list[tuple[int, int, dict]]:
@@ -277,8 +311,7 @@ class SEBasicBlock(SEBlock):
 
     def branch(self, x: Tensor) -> Tensor:
         x = self.relu(self.norm1(self.conv1(x)))  # (N, planes, H / stride, W / stride)
-        x = self.run_plugins(x, 'after_conv1')
-        return self.conv2(x)
+        return self.run_plugins(x, 'after_conv1')
 
 
 class SEBottleneck(SEBlock):
@@ -286,6 +319,7 @@ class SEBottleneck(SEBlock):
 
     expansion = 4
     norm3 = property(lambda self: getattr(self, self.norm3_name))
+    last_conv = property(lambda self: self.conv3)
     last_norm, last_position = norm3, 'after_conv3'
 
     def branch_convs(self) -> list[tuple[int, int, dict]]:
@@ -304,7 +338,7 @@ class SEBottleneck(SEBlock):
         x = self.run_plugins(x, 'after_conv2')
         if self.se_position == '3x3':
             x = self.se_layer(x)
-        return self.conv3(x)  # (N, planes * expansion, H / stride, W / stride)
+        return x
 
 
 class SENetBottleneck(SEBottleneck):

@@ -18,6 +18,7 @@ from se_mm.registry import MODELS
 
 from .base import Backbone
 from .blocks import SEBasicBlock, check_fused_se
+from .se_layer import SELayer
 
 
 class PaddedShortcut(nn.Module):
@@ -66,6 +67,7 @@ class PreActBlock(BaseModule):
             self.add_module(f'norm{i + 1}', build_norm_layer(norm_cfg, widths[i])[1])
             self.add_module(f'conv{i + 1}', conv)
         self.num_convs = len(kernels)
+        self.squeezes_before = False
         projected = stride != 1 or in_channels != out_channels
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False) if projected else None
         self.se_layer = make_se_layer(out_channels)
@@ -74,14 +76,26 @@ class PreActBlock(BaseModule):
         """(N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
         out = self.norm1(x).relu_()
         identity = x if self.shortcut is None else self.shortcut(out)
-        out = self.conv1(out)
-        for i in range(2, self.num_convs + 1):
-            out = getattr(self, f'conv{i}')(getattr(self, f'norm{i}')(out).relu_())
-        return identity + self.se_layer(out)
+        for i in range(1, self.num_convs):
+            out = getattr(self, f'norm{i + 1}')(getattr(self, f'conv{i}')(out)).relu_()
+        branch = self.last_conv(out)
+        return identity + (branch * self.se_layer.gates(out) if self.squeezes_before else self.se_layer(branch))
+
+    @property
+    def last_conv(self) -> nn.Module:
+        """The convolution before SE."""
+        return getattr(self, f'conv{self.num_convs}')
+
+    def convolutions_with_norm(self) -> list[tuple[str, str]]:
+        """Names of the convolutions and of the norms of their outputs."""
+        return [(f'conv{i}', f'norm{i + 1}') for i in range(1, self.num_convs)]
+
+    def why_not_squeezed_before(self) -> None:
+        """Nothing stands between the last convolution and SE, for :meth:`Backbone.switch_to_deploy`."""
 
     def layers_before_se(self) -> list[nn.Module]:
         """For :func:`start_as_identity`."""
-        return [getattr(self, f'conv{self.num_convs}')]
+        return [self.last_conv]
 
 
 @MODELS.register_module()
@@ -134,7 +148,7 @@ class SEResNetCIFAR(Backbone):
                 stride = 2 if i > 0 and j == 0 else 1
                 if basic:
                     downsample = PaddedShortcut(width, stride) if stride != 1 or cin != width else None
-                    options = dict(se_cfg=self.se_cfg, se_position='standard' if self.with_se[i] else None)
+                    options = dict(se_cfg=self.se_cfg, se_position='standard' if self.next_has_se(i) else None)
                     options.update(norm_cfg=norm_cfg, fused_se=fused_se)
                     blocks.append(SEBasicBlock(cin, width, stride=stride, downsample=downsample, **options))
                 else:
@@ -162,7 +176,7 @@ class SECNN(Backbone):
     def __init__(self, num_classes: int | None = 10, in_channels: int = 3, with_se: bool = True, **kwargs) -> None:
         super().__init__(1, with_se=with_se, **kwargs)
         self.stem = nn.Sequential(ConvModule(in_channels, 32, 3, padding=1), nn.MaxPool2d(2))
-        second = self.make_se_layer(0, 32) if self.with_se[0] else ConvModule(32, 32, 3, padding=1)
+        second = SELayer(32, **self.se_cfg) if self.next_has_se(0) else ConvModule(32, 32, 3, padding=1)
         self.add_stage([second, nn.MaxPool2d(2), ConvModule(32, 64, 3, padding=1)])
         self.classifier = None
         if num_classes is not None:

@@ -179,7 +179,7 @@ class InceptionResidual(SEResidual):
 
     def forward(self, x: Tensor) -> Tensor:
         """x and the result are (N, channels, H, W)."""
-        return self.tail(self.conv(self.mixed(x)), x)
+        return self.residual(self.mixed(x), x)
 
     def layers_before_se(self) -> list[nn.Module]:
         """For :func:`start_as_identity`."""

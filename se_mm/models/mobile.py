@@ -97,6 +97,12 @@ class ShuffleUnit(SEResidual):
         self.norm = build_norm_layer(norm_cfg, branch)[1]
         self.se_layer = make_se_layer(branch)
 
+    last_conv = property(lambda self: self.expand)
+
+    def convolutions_with_norm(self) -> list[tuple[str, str]]:
+        """Names of the convolutions and of the norms of their outputs."""
+        return [('expand', 'norm')]
+
     def why_not_fused(self) -> str | None:
         return 'a concatenation stands in place of the sum' if self.downsamples else super().why_not_fused()
 
@@ -104,11 +110,12 @@ class ShuffleUnit(SEResidual):
         """(N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
         out = self.depthwise(self.reduce(x))  # (N, out_channels / 4, H / stride, W / stride)
         out = out.unflatten(1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)  # shuffled
-        out = self.expand(out)
         if not self.downsamples:
-            return self.tail(out, x)
+            return self.residual(out, x)
         pooled = F.avg_pool2d(x, 3, stride=2, padding=1)
-        return self.relu(torch.cat([pooled, self.se_layer(self.norm(out))], 1))
+        branch = self.norm(self.expand(out))
+        branch = branch * self.se_layer.gates(out) if self.squeezes_before else self.se_layer(branch)
+        return self.relu(torch.cat([pooled, branch], 1))
 
     def layers_before_se(self) -> list[nn.Module]:
         """For :func:`start_as_identity`."""

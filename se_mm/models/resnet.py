@@ -56,7 +56,8 @@ class SEResNet(Backbone):
         contract_dilation: halve the dilation in the first block of stages that have one (mmsegmentation's argument).
         multi_grid: dilation of each block of the last stage, None for ``dilations`` (mmsegmentation's argument).
         drop_path_rate: stochastic depth, rising linearly from 0 to this rate at the last block.
-        with_se: whether stages have SE, one value for each or one for all.
+        with_se: whether units have SE: one value for all, or for each stage one value or a sequence of one value for
+            each of its units.
         se_ratio: reduction ratio r of SE.
         se_cfg: further arguments of :class:`SELayer`, e.g. ``dict(variant='bump')``.
         se_position: where SE stands in a block, see :class:`SEBlock`.
@@ -66,6 +67,7 @@ class SEResNet(Backbone):
             maps are so small that fusing saves memory but no time.
         stem_pool_ceil_mode: rounding of the stem's max pool. False pads by one and rounds down;
             True does not pad and rounds up, which weights that came from Caffe need.
+        deploy: build the network for weights that :meth:`switch_to_deploy` has folded.
         expansion: output channels of a bottleneck in those of its 3x3 convolution, None for 4 (mmpretrain's
             argument). Wide residual networks have ``base_channels=128, expansion=2, stem_channels=64``.
 
@@ -110,12 +112,13 @@ class SEResNet(Backbone):
         contract_dilation: bool = False,
         multi_grid: Sequence[int] | None = None,
         drop_path_rate: float = 0.0,
-        with_se: bool | Sequence[bool] = True,
+        with_se: bool | Sequence[bool | Sequence[bool]] = True,
         se_ratio: int = 16,
         se_cfg: dict | None = None,
         se_position: str = 'standard',
         fused_se: bool | str = True,
         stem_pool_ceil_mode: bool = False,
+        deploy: bool = False,
         expansion: int | None = None,
     ) -> None:
         if depth not in self.arch_settings:
@@ -141,6 +144,7 @@ class SEResNet(Backbone):
             with_se=with_se,
             se_ratio=se_ratio,
             se_cfg=se_cfg,
+            deploy=deploy,
             init_cfg=init_cfg,
         )
         self.depth, self.style = depth, style
@@ -194,7 +198,6 @@ class SEResNet(Backbone):
             options.update(
                 dcn=dcn if stage_with_dcn[i] else None,
                 plugins=self._stage_plugins(plugins, i),
-                se_position=se_position if self.with_se[i] else None,
             )
             grid = [dilations[i]] * num_blocks
             if contract_dilation and dilations[i] > 1:
@@ -208,6 +211,7 @@ class SEResNet(Backbone):
                 if j == 0 and (stride != 1 or inplanes != outplanes):
                     downsample = self._make_downsample(inplanes, outplanes, stride)
                 unit = dict(stride=stride, dilation=grid[j], downsample=downsample, drop_path=next(drop_paths))
+                unit.update(se_position=se_position if self.next_has_se(i) else None)
                 blocks.append(self.block(inplanes, planes, **unit, **options))
                 inplanes = outplanes
             self.add_stage(blocks, 'layer')
@@ -273,6 +277,10 @@ class SEResNet(Backbone):
     norm1 = property(lambda self: getattr(self, self.norm1_name))
 
     res_layers = property(lambda self: self.stage_names)  # mmdet's name
+
+    def convolutions_with_norm(self) -> list[tuple[str, str]]:
+        """Names of the stem's convolution and norm, where they are no part of a Sequential."""
+        return [] if self.deep_stem else [('conv1', self.norm1_name)]
 
     def stem_modules(self) -> list[nn.Module]:
         return [self.stem] if self.deep_stem else [self.conv1, self.norm1]

@@ -4,6 +4,16 @@
 >>> out = se_tail(conv3(x), shortcut, bn3, lambda z: fc2(fc1(z).relu()).sigmoid())
 """
 
-from .tail import BACKENDS, Choice, choose, has_hooks, plain_se_tail, se_tail, why_not_fused
+from .tail import BACKENDS, Choice, choose, has_hooks, is_batch_norm, plain_se_tail, scale_add, se_tail, why_not_fused
 
-__all__ = ['BACKENDS', 'Choice', 'choose', 'has_hooks', 'plain_se_tail', 'se_tail', 'why_not_fused']
+__all__ = [
+    'BACKENDS',
+    'Choice',
+    'choose',
+    'has_hooks',
+    'is_batch_norm',
+    'plain_se_tail',
+    'scale_add',
+    'se_tail',
+    'why_not_fused',
+]

@@ -59,6 +59,12 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
 
 
+def is_batch_norm(norm: nn.Module) -> bool:
+    """Whether a module normalises as batch norm does, such as MMEngine's SyncBatchNorm and what that becomes on one
+    device."""
+    return isinstance(norm, nn.modules.batchnorm._BatchNorm) and type(norm).forward in BATCH_NORMS
+
+
 def why_not_fused(norm: nn.Module, **skipped: nn.Module) -> str | None:
     """Why a tail with this norm can never be fused; None if it can.
 
@@ -66,9 +72,7 @@ def why_not_fused(norm: nn.Module, **skipped: nn.Module) -> str | None:
         norm: the norm before SE.
         skipped: by name, further modules that would not be called, which hooks would miss.
     """
-    # classes count that normalise as these do, such as MMEngine's SyncBatchNorm and what it becomes on one device
-    batch_norm = isinstance(norm, nn.modules.batchnorm._BatchNorm) and type(norm).forward in BATCH_NORMS
-    if not batch_norm and type(norm) is not nn.Identity:
+    if not is_batch_norm(norm) and type(norm) is not nn.Identity:
         return f'{type(norm).__name__} is not BatchNorm2d, SyncBatchNorm or Identity'
     if has_hooks(norm):
         return f'{type(norm).__name__} has hooks, which want to see its input or output'
@@ -181,10 +185,23 @@ def plain_se_tail(x: Tensor, identity: Tensor, norm: nn.Module, gate: Gate, *, i
         in_place: whether norm(x) may be overwritten: there are no gradients, and no hook holds it.
     """
     y = norm(x)
-    gates = gate(y.mean((2, 3))).to(y.dtype).unsqueeze(-1).unsqueeze(-1)  # (N, C, 1, 1)
+    gates = gate(y.mean((2, 3))).to(y.dtype)
+    return scale_add(y, gates, identity, in_place=in_place and y is not x).relu_()
+
+
+def scale_add(y: Tensor, gates: Tensor, identity: Tensor, *, in_place: bool = False) -> Tensor:
+    """y * gates + identity.
+
+    Args:
+        y: (N, C, H, W).
+        gates: (N, C), of the dtype of y.
+        identity: as y, or of another dtype.
+        in_place: whether y may be overwritten.
+    """
+    gates = gates.unsqueeze(-1).unsqueeze(-1)
     if not isinstance(y, Tensor) or identity.dtype != y.dtype:
-        return (y * gates + identity).relu_()
-    return torch.addcmul(identity, y, gates, out=y if in_place and y is not x else None).relu_()
+        return y * gates + identity
+    return torch.addcmul(identity, y, gates, out=y if in_place else None)
 
 
 def se_tail(

@@ -1,0 +1,44 @@
+"""Gates that need not be computed: what the analysis of a network's gates found to be static or idle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from se_mm.utils import InputError
+
+from .excitation_page import file_stem
+
+
+def constant_gates(folder: str | Path) -> dict[str, Tensor]:
+    """Gates to put in place of SE layers: mean gates for layers with the verdict static, ones for idle layers.
+
+    Args:
+        folder: that tools/analyze_excitation.py has written, for one network.
+
+    Returns:
+        Gates (C,), float64, by path of the SE layer in the model.
+
+    Raises:
+        InputError: the folder holds no analysis, an analysis of several networks, or one without verdicts.
+    """
+    path = Path(folder, 'excitation.json')
+    try:
+        networks = json.loads(path.read_text(encoding='utf-8'))
+        (network,) = networks if len(networks) == 1 else (None,)
+    except (OSError, ValueError) as error:
+        raise InputError(f'{path} cannot be read ({error}): give a folder of tools/analyze_excitation.py') from error
+    if network is None:
+        raise InputError(f'{path} has {len(networks)} networks: analyse the network to deploy alone, without --compare')
+    roles = {name: verdict['role'] for name, verdict in network['verdicts'].items()}
+    if not roles:
+        raise InputError(f'{path} has no verdicts: run tools/analyze_excitation.py on images with labels')
+    statistics = np.load(path.with_name(f'{file_stem(network["network"])}.npz'), allow_pickle=False)
+    paths = {layer['name']: layer['path'] for layer in network['layers']}
+    means = {name: torch.from_numpy(statistics[f'{name}/mean'][0]) for name in roles}
+    idle = {paths[name]: torch.ones_like(means[name]) for name, role in roles.items() if role == 'idle'}
+    return idle | {paths[name]: means[name] for name, role in roles.items() if role == 'static'}

@@ -1,0 +1,33 @@
+"""Configs that inherit from other configs, for any OpenMMLab tools."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.utils import is_installed
+
+from se_mm.utils.config import config_path
+
+
+def inherited_config(config: str | os.PathLike, out: str | os.PathLike, changes: dict) -> str:
+    """Text of a config that inherits from another one.
+
+    Args:
+        config: see :func:`se_mm.utils.config.config_path`.
+        out: file that the text is for.
+        changes: what the config changes.
+    """
+    return Config(dict(_base_=_base_of(config_path(config), out), **changes)).pretty_text
+
+
+def _base_of(path: Path, out: str | os.PathLike) -> str:
+    """How ``out`` names a config: by its package if MMEngine finds it, else from its own folder."""
+    path, folder = path.resolve(), Path(out).resolve().parent
+    for parent in path.parents:
+        if parent.parts[-2:] == ('.mim', 'configs') and is_installed(MODULE2PACKAGE.get(parent.parts[-3], '-')):
+            return f'{parent.parts[-3]}::{path.relative_to(parent)}'
+    near = len(Path(os.path.commonpath([path, folder])).parts) > 1
+    return os.path.relpath(path, folder) if near else str(path)

@@ -1,0 +1,121 @@
+"""Prepare a trained model for inference: the same results, with less work.
+
+    python tools/deploy.py CONFIG CHECKPOINT OUT.pth
+
+Batch norms of the backbone are folded into its convolutions, and SE squeezes before the last convolution of a unit
+where that is the same. Neck and head stay as they are. OUT gets the weights of the whole model, and a config beside
+OUT, with the suffix .py, inherits from CONFIG and loads them in all tools. The model cannot be trained afterwards.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import se_mm  # noqa: F401  registers the backbones
+from se_mm.analysis.constant_gates import constant_gates
+from se_mm.conversion import by_unit, features, inherited_config, largest_difference, save_weights
+from se_mm.engine import guard
+from se_mm.engine.inference import prepared_images
+from se_mm.engine.weight_checks import check_checkpoint
+from se_mm.models.base import Backbone
+from se_mm.utils import InputError, written_whole
+from se_mm.utils.config import build_model, load_config, use_scope
+from se_mm.weights import fetch
+
+PREFIX = 'backbone.'
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file, or PACKAGE::NAME of an installed package')
+    parser.add_argument('checkpoint', help='checkpoint of the whole model, a file or a name')
+    parser.add_argument('out', type=Path, help='file to write, .safetensors or .pth')
+    parser.add_argument(
+        '--constant-gates',
+        type=Path,
+        metavar='DIR',
+        help='folder that analyze_excitation.py has written for the checkpoint: SE layers that it found to be static '
+        'or idle are folded away, too',
+    )
+    parser.add_argument(
+        '--images', nargs='+', default=[], metavar='IMAGE', help='to compare features on [two of random numbers]'
+    )
+    parser.add_argument(
+        '--tolerance', type=float, default=1e-4, help='largest difference of features, of the largest value [1e-4]'
+    )
+    return parser.parse_args()
+
+
+def sample_inputs(args, cfg, model):
+    """Batches of images for the backbone."""
+    if args.images:
+        return prepared_images(cfg, model, args.images)
+    channels = cfg.model.backbone.get('in_channels', 3)
+    return [torch.randn(2, channels, 224, 224, generator=torch.Generator().manual_seed(0))]
+
+
+def gates_of(args):
+    """Constant gates by path of the SE layer in the backbone."""
+    if args.constant_gates is None:
+        return {}
+    found = constant_gates(args.constant_gates)
+    if others := [path for path in found if not path.startswith(PREFIX)]:
+        raise InputError(f'{args.constant_gates}: {others[0]} is no SE layer of the backbone')
+    return {path.removeprefix(PREFIX): gates for path, gates in found.items()}
+
+
+def table_of(report, network):
+    table = Table('unit', 'norms folded', 'SE', 'what stays, and why')
+    for unit in by_unit(report, network.stage_names):
+        table.add_row(unit.name, f'{unit.folded} of {unit.norms}', unit.se or '-', unit.why)
+    return table
+
+
+def main():
+    args = parse_args()
+    config = args.out.with_suffix('.py')
+    for path in (args.out, config):
+        if path.exists():
+            raise InputError(f'{path} is already there: give another name')
+    gates = gates_of(args)
+    cfg = load_config(args.config)
+    use_scope(cfg)
+    if 'data_preprocessor' in cfg:  # as MMEngine's runner does
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    model = build_model(cfg)
+    network = getattr(model, 'backbone', None)
+    if not isinstance(network, Backbone):
+        raise InputError(f'{args.config}: its backbone {type(network).__name__} is none of this package')
+    if network.deployed:
+        raise InputError(f'{args.config} is of a deployed model already')
+    checkpoint = check_checkpoint(str(fetch(args.checkpoint)), model, training=False)
+    model.eval()
+
+    inputs = sample_inputs(args, cfg, model)
+    before = features(network, inputs)
+    try:
+        report = network.switch_to_deploy(gates)
+    except ValueError as error:
+        raise InputError(f'--constant-gates {args.constant_gates} is of another network: {error}') from error
+    difference = largest_difference(before, features(network, inputs))
+    console = Console(width=None if Console().is_terminal else 160)
+    console.print(table_of(report, network))
+    print(f'largest difference of features: {difference:.1e} of the largest value')
+    if not gates and not difference <= args.tolerance:
+        raise InputError(f'{args.out} is not written: features differ by more than --tolerance {args.tolerance}')
+
+    changes = dict(deploy=True, init_cfg=None, **(dict(with_se=network.with_se) if gates else {}))
+    meta = checkpoint.get('meta') or {}
+    kept = {key: meta[key] for key in ('dataset_meta', 'epoch', 'iter', 'seed') if key in meta}
+    save_weights(model.state_dict(), args.out, kept)
+    with written_whole(config) as temporary:
+        temporary.write_text(inherited_config(args.config, config, dict(model=dict(backbone=changes))))
+    print(f'written: {args.out}, {config}')
+
+
+if __name__ == '__main__':
+    with guard():
+        main()
