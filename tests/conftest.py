@@ -18,7 +18,7 @@ CACHE = tempfile.TemporaryDirectory()
 os.environ['SE_MM_CACHE'] = CACHE.name  # also of the programs that tests start
 
 import se_mm.mmcv_ext  # noqa: E402, F401  operators, where mmcv has none
-from forked import run_forked  # noqa: E402
+from forked import start_server  # noqa: E402
 from se_mm.datasets.drawn import write_scenes, write_shapes  # noqa: E402
 from se_mm.engine.checks import check_compiler  # noqa: E402
 from se_mm.utils import InputError  # noqa: E402
@@ -44,16 +44,22 @@ def scenes(tmp_path_factory):
     return write_scenes(tmp_path_factory.mktemp('drawn') / 'scenes', train=4, val=2)
 
 
+@pytest.fixture(scope='session')
+def forking():
+    """A folder with a program named python that starts at once."""
+    return start_server()
+
+
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, forking):
     """Run a program in an empty folder; returns exit code and output."""
 
     def run_program(*command, cwd=tmp_path, timeout=300, **env):
         program, *arguments = map(str, command)
-        if not env and program == sys.executable and Path(arguments[0]).parent == TOOLS:
-            return run_forked(arguments, cwd, timeout)
+        if program == sys.executable and Path(arguments[0]).parent == TOOLS:
+            program = str(forking / 'python')
         environment = {**os.environ, **{name: str(value) for name, value in env.items()}}
-        environment['PATH'] = f'{Path(sys.executable).parent}:{environment["PATH"]}'
+        environment['PATH'] = f'{forking}:{Path(sys.executable).parent}:{environment["PATH"]}'
         result = subprocess.run(
             [program, *arguments],
             cwd=cwd,

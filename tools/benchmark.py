@@ -2,7 +2,8 @@
 
 Networks run in turn in one process, in a random order in every round; a ratio compares runs of
 the same round. Parts: target, the figures this project aims at; variants, all implementations;
-growth, over batch size, input size and depth; detector, a Faster R-CNN step on 800x1333.
+growth, over batch size, input size and depth; detector, a Faster R-CNN step on 800x1333;
+deployed, inference of both networks after switch_to_deploy().
 What is measured goes into OUT.csv; tables, OUT.png (overview) and OUT_details.png are made from
 that file.
 """
@@ -44,7 +45,7 @@ from se_mm.ops import se_tail
 from se_mm.utils import InputError, installed_versions
 from se_mm.utils.config import build_model, load_config
 
-PARTS = ('target', 'variants', 'growth', 'detector')
+PARTS = ('target', 'variants', 'growth', 'detector', 'deployed')
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 
 
@@ -62,7 +63,9 @@ def parse_args():
         help='rounds that are counted; in growth more of quick ones, fewer of slow ones [10]',
     )
     parser.add_argument(
-        '--compile', action='store_true', help='variants: also with torch.compile; on a CPU with a C++ compiler'
+        '--compile',
+        action='store_true',
+        help='variants, deployed: also with torch.compile; on a CPU with a C++ compiler',
     )
     parser.add_argument('--plot', metavar='CSV', help='measure nothing, make tables and pictures of this file')
     return parser.parse_args()
@@ -82,6 +85,23 @@ def networks_here(depth):
         fused=partial(SEResNet, **options),
         unfused=partial(SEResNet, **options, fused_se=False),
     )
+
+
+def deployed_networks(depth):
+    """Functions that build SEResNet with and without SE, in evaluation mode, as trained and deployed."""
+
+    def build(with_se, deployed):
+        model = SEResNet(depth, out_indices=(3,), with_se=with_se).eval()
+        if deployed:
+            model.switch_to_deploy()
+        return model
+
+    return {
+        'plain deployed': partial(build, False, True),
+        'deployed': partial(build, True, True),
+        'plain': partial(build, False, False),
+        'fused': partial(build, True, False),
+    }
 
 
 def networks_elsewhere(depth):
@@ -104,7 +124,9 @@ def networks_elsewhere(depth):
 def network_measurement(model, images, setting):
     """The training step or inference of a backbone; the loss is the mean square of its map."""
     model.train(setting.mode == 'train')
-    run = torch.compile(model) if setting.compiled else model
+    run = model
+    if setting.compiled:  # weights of a network that is not trained may become constants
+        run = torch.compile(model, options=None if model.training else dict(freezing=True))
 
     def forward():
         with torch.autocast('cuda', torch.bfloat16) if setting.dtype == 'bfloat16' else nullcontext():
@@ -180,6 +202,19 @@ class Benchmark:
             )  # fmt: skip
             torch.compiler.reset()
             self.compare(setting, self.measurements(setting, networks))
+
+    def run_deployed(self, compiled):
+        """Inference: deployed networks among themselves, and beside the plain network as it was trained."""
+        networks, args = deployed_networks(self.args.depth), self.args
+        parts = {'deployed': ('plain deployed', 'deployed'), 'deployed and trained': ('plain', 'fused', 'deployed')}
+        for part, names in parts.items():
+            for batch in (args.batch_size,) if self.device.type == 'cuda' else (1, 8):
+                setting = Setting(
+                    part=part, mode='inference', batch=batch, height=args.size, width=args.size, depth=args.depth,
+                    compiled=compiled, **self.format,
+                )  # fmt: skip
+                torch.compiler.reset()
+                self.compare(setting, self.measurements(setting, {name: networks[name] for name in names}), warmup=4)
 
     def run_growth(self):
         """Batch 1 to 256 at 224, input 112 to 800x1333 with one image, depth 18 to 152, as far as memory goes."""
@@ -282,6 +317,9 @@ def measure(args, path):
         if 'variants' in args.parts:
             for compiled in (False, True) if args.compile else (False,):
                 benchmark.run_networks('variants', here | elsewhere, compiled)
+        if 'deployed' in args.parts:
+            for compiled in (False, True) if args.compile else (False,):
+                benchmark.run_deployed(compiled)
         if 'growth' in args.parts:
             benchmark.run_growth()
 

@@ -95,7 +95,9 @@ def test_answers_of_the_deployed_classifier(deploy, run, pictures, tmp_path):
         errors.append(metrics['error/top1'] if 'error/top1' in metrics else metrics)
     assert errors[0] == errors[1] and errors[0]
     code, output = run(sys.executable, TOOLS / 'train.py', tmp_path / 'out.py', '--cfg-options', data)
-    assert code == 1 and 'the backbone is deployed, and cannot be trained' in output and 'Traceback' not in output, output
+    assert code == 1 and 'the backbone is deployed, and cannot be trained' in output and 'Traceback' not in output, (
+        output
+    )
 
 
 def analysis(folder, roles, channels=16):
