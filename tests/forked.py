@@ -144,7 +144,7 @@ def become(arguments: list[str], folder: str, group: int, environment: dict[str,
 
 
 def run_file(arguments: list[str]) -> NoReturn:
-    """Run a file to the end of the process. The interpreter would take two seconds to free everything at its own end."""
+    """Run a file and end the process. At its own end the interpreter would take two seconds to free everything."""
     code = 0
     sys.argv = arguments
     try:

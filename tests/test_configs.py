@@ -6,10 +6,10 @@ import sys
 import pytest
 import yaml
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import init_default_scope
 from modelindex.load_model_index import load as load_model_index
 
-from conftest import CONFIGS, ROOT, TOOLS, config_files
+from conftest import CONFIGS, ROOT, TOOLS, build_without_numbers, config_files
 from se_mm.models import SELayer
 from se_mm.utils.config import plain_twin
 
@@ -30,7 +30,7 @@ def test_builds_from_any_folder(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cfg = Config.fromfile(path)
     init_default_scope(cfg.default_scope)
-    model = MODELS.build(cfg.model)
+    model = build_without_numbers(cfg.model)
     backbone = model.backbone
     has_se = any(isinstance(module, SELayer) for module in backbone.modules())
     assert has_se == (path in SE_CONFIGS)

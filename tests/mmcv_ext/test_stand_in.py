@@ -77,7 +77,7 @@ class TestInstallation:
         learning = ['model.backbone.frozen_stages=-1', 'model.backbone.norm_eval=False']
         options = ['model.backbone.init_cfg=None', *learning, *retinanet_options]
         train = [TOOLS / 'dist_train.sh', config, 2, '--cfg-options', *options]
-        code, output = run(*train, PYTHONPATH=pure_mmcv, PORT=free_port)
+        code, output = run(*train, PYTHONPATH=pure_mmcv, PORT=free_port, fork=False)
         assert code == 0, output
         assert output.count(LINE) == 1 and 'Saving checkpoint at 1 epochs' in output
 

@@ -265,12 +265,10 @@ def test_two_machines_compute_what_one_does(run, machines, scenes, free_port, tm
     def run_both(*more):
         several = dict(one, NNODES=2, MASTER_ADDR=address)
         with ThreadPoolExecutor() as pool:
-            jobs = [
-                pool.submit(
-                    run, *start, script, CLASSIFIER, 1, '--work-dir', f'two{i}', *more, *options, **several, NODE_RANK=i
-                )
-                for i, start in enumerate(starters)
-            ]
+            jobs = []
+            for i, start in enumerate(starters):
+                train = [*start, script, CLASSIFIER, 1, '--work-dir', f'two{i}', *more, *options]
+                jobs.append(pool.submit(run, *train, **several, NODE_RANK=i, fork=False))
             return [job.result() for job in jobs]
 
     results = run_both()
