@@ -40,8 +40,10 @@ IMPORTED = (
     'se_mm.engine',
 )
 
-# Without the standard library's site and its imports, so that it starts at once.
-CLIENT = """#!{python} -IS
+# Its second line is one for the shell and a text for Python: the interpreter's path may have spaces. Python starts
+# without the site and its imports, which is quick.
+CLIENT = """#!/bin/sh
+"exec" "{python}" "-IS" "$0" "$@"
 import json, os, signal, socket, sys
 arguments = [a for a in sys.argv[1:] if a not in ('-u', '-B')]
 if not arguments or not arguments[0].endswith('.py'):

@@ -51,6 +51,12 @@ def test_pretrain(run_page, tmp_path):
     assert not torch.equal(first['backbone.layer2.0.conv1.weight'], then['backbone.layer2.0.conv1.weight'])
 
 
+def test_deploy(run_page, tmp_path):
+    assert 'the last convolution is 3x3' in run_page('deploy')
+    weights = read_checkpoint(str(tmp_path / 'deployed' / 'se_r20_cifar10.pth'))['state_dict']
+    assert 'backbone.stage3.2.conv2.bias' in weights and not any('running_mean' in name for name in weights)
+
+
 def test_two_machines(run_page):
     assert 'all weights equal: True' in run_page('two_machines')
 

@@ -44,8 +44,10 @@ def timm_state(weights: Weights, source: str) -> dict[str, Tensor]:
         f'blocks={found["blocks"]}': found['depth'] is None,
         'stem_pool_ceil_mode=True': ceil and not legacy,
         "style='caffe'": caffe and not legacy,
-        'norms other than batch norm': f'{"stem.1" if deep else "bn1"}.running_mean' not in weights.tensors,
-        f'with_se={found["with_se"]}': with_se and not all(found['with_se']),
+        'deploy=True': found['deploy'],
+        'norms other than batch norm': not found['deploy']
+        and f'{"stem.1" if deep else "bn1"}.running_mean' not in weights.tensors,
+        f'with_se={found["with_se"]}': with_se and any(part is not True for part in found['with_se']),
     }
     if with_se:
         widths = {t.shape[1::-1] for k, t in weights.tensors.items() if k.endswith('se_layer.conv1.conv.weight')}

@@ -42,11 +42,11 @@ def arguments_of(tensors: dict[str, Tensor]) -> dict:
     Returns:
         ``type``, ``depth`` (None if there is no such network), ``blocks`` of each stage, ``in_channels``,
         ``stem_channels``, ``base_channels``, ``expansion`` (None for that of the blocks), ``deep_stem``, ``avg_down``,
-        ``groups`` and ``base_width`` of a SEResNeXt, ``with_se`` of each stage, and, of networks with SE,
-        ``se_ratio``, ``se_cfg``.
+        ``groups`` and ``base_width`` of a SEResNeXt, ``with_se`` of each stage or of each of its blocks, and, of
+        networks with SE, ``se_ratio``, ``se_cfg``; ``deploy``.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    return {**_blocks(shapes), **_stem(shapes), **_se(shapes)}
+    return {**_blocks(shapes), **_stem(shapes), **_se(shapes), 'deploy': 'layer1.0.conv1.bias' in shapes}
 
 
 def _blocks(shapes: dict[str, tuple]) -> dict:
@@ -89,14 +89,18 @@ def _stem(shapes: dict[str, tuple]) -> dict:
 
 
 def _se(shapes: dict[str, tuple]) -> dict:
-    stages = sorted({found[1] for name in shapes if (found := re.match(r'layer(\d+)\.', name))}, key=int)
+    units = defaultdict(dict)  # names of their SE layers' weights, by stage and number
+    for name in sorted(shapes):
+        if found := re.match(r'layer(\d+)\.(\d+)\.(se_layer\.conv\d\.conv\.weight)?', name):
+            layers = units[int(found[1])].setdefault(int(found[2]), [])
+            layers += [name] if found[3] else []
     widths = {}  # of the layers but the last, by channels
     with_se, bias = [], True
-    for stage in stages:
-        layers = sorted(name for name in shapes if re.match(rf'layer{stage}\.0\.se_layer\.conv\d\.conv\.weight', name))
-        with_se.append(bool(layers))
-        if layers:
-            widths[shapes[layers[0]][1]] = [shapes[name][0] for name in layers[:-1]]
+    for _, stage in sorted(units.items()):
+        has = tuple(bool(layers) for _, layers in sorted(stage.items()))
+        with_se.append(has if len(set(has)) > 1 else has[0])
+        if layers := next(filter(None, stage.values()), None):
+            widths[shapes[layers[-1]][0]] = [shapes[name][0] for name in layers[:-1]]
             bias = layers[0].replace('weight', 'bias') in shapes
     if not widths:
         return dict(with_se=tuple(with_se))

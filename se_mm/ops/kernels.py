@@ -70,22 +70,42 @@ def _moments_kernel(
 
 
 @triton.jit
+def _merged_moments(mean, m2, at, mask, splits, span, size, rows, SQUARES: tl.constexpr, ACC: tl.constexpr):
+    """Mean and biased variance of rows from the moments of their spans, see :func:`_moments_kernel`."""
+    pivot = tl.load(mean + at, mask, 0)  # differences keep more digits than their sum
+    row_mean = tl.zeros_like(pivot)
+    for split in range(splits):
+        count = tl.minimum(size - split * span, span).to(ACC)
+        row_mean += (tl.load(mean + split * rows + at, mask, 0) - pivot) * count
+    row_mean = pivot + row_mean / size
+    var = tl.zeros_like(pivot)
+    if SQUARES:
+        for split in range(splits):
+            count = tl.minimum(size - split * span, span).to(ACC)
+            delta = tl.load(mean + split * rows + at, mask, 0) - row_mean
+            var += tl.load(m2 + split * rows + at, mask, 0) + delta * delta * count
+        var /= size
+    return row_mean, var
+
+
+@triton.jit
 def _normalise_kernel(
-    mean, var, weight, bias, running_mean, running_var, vectors, z_out, m_out, invstd_out,
-    N, C, rows, unbiased, momentum, eps,
+    mean, m2, weight, bias, running_mean, running_var, vectors, z_out, m_out, invstd_out,
+    N, C, rows, splits, span, size, unbiased, momentum, eps,
     BATCH: tl.constexpr, UPDATE: tl.constexpr, ACC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Batch norm of the rows' means. Grid (ceil(C / BLOCK_C),): a program takes BLOCK_C channels of all images.
 
     Args:
-        mean: (N, C) ACC, mean of the rows.
-        var: (N, C) ACC, their biased variance; read if BATCH.
+        mean: (splits, N, C) ACC, mean of the spans of the rows.
+        m2: (splits, N, C) ACC, their sums of squared deviations; read if BATCH.
         weight, bias: (C,), of any dtype.
         running_mean, running_var: (C,), of any dtype; written if UPDATE, read if UPDATE or not BATCH.
         vectors: (3, N, C) ACC, written: mean of the row, z, slope, with which y = slope * (x - mean) + z.
         z_out: (N, C) ACC, written: z once more.
         m_out, invstd_out: (C,) ACC, written: mean and inverse deviation of the channels.
         N: images.
+        splits, span, size: of :func:`_moments_kernel`.
         unbiased: M / (M - 1) for the M elements of a channel.
         momentum, eps: of batch norm.
         BATCH: whether to take the statistics of the batch, else the running ones.
@@ -95,12 +115,13 @@ def _normalise_kernel(
     channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     valid = channel < C
     if BATCH:
-        pivot = tl.load(mean + channel, valid, 0)  # differences keep more digits than their sum
+        pivot = tl.load(mean + channel, valid, 0)
         m = tl.zeros([BLOCK_C], ACC)
         for first in range(0, N, BLOCK_N):
             image = first + tl.arange(0, BLOCK_N)
             mask = (image < N)[:, None] & valid[None, :]
-            row_mean = tl.load(mean + image[:, None] * C + channel[None, :], mask, 0)
+            at = image[:, None] * C + channel[None, :]
+            row_mean, _ = _merged_moments(mean, m2, at, mask, splits, span, size, rows, False, ACC)
             m += tl.sum(tl.where(mask, row_mean - pivot[None, :], 0), 0)
         m = pivot + m / N
         v = tl.zeros([BLOCK_C], ACC)
@@ -108,8 +129,9 @@ def _normalise_kernel(
             image = first + tl.arange(0, BLOCK_N)
             mask = (image < N)[:, None] & valid[None, :]
             at = image[:, None] * C + channel[None, :]
-            delta = tl.load(mean + at, mask, 0) - m[None, :]
-            v += tl.sum(tl.where(mask, tl.load(var + at, mask, 0) + delta * delta, 0), 0)
+            row_mean, row_var = _merged_moments(mean, m2, at, mask, splits, span, size, rows, True, ACC)
+            delta = row_mean - m[None, :]
+            v += tl.sum(tl.where(mask, row_var + delta * delta, 0), 0)
         v /= N
         if UPDATE:
             old_mean = tl.load(running_mean + channel, valid, 0).to(ACC)
@@ -128,7 +150,7 @@ def _normalise_kernel(
         image = first + tl.arange(0, BLOCK_N)
         mask = (image < N)[:, None] & valid[None, :]
         at = image[:, None] * C + channel[None, :]
-        row_mean = tl.load(mean + at, mask, 0)
+        row_mean, _ = _merged_moments(mean, m2, at, mask, splits, span, size, rows, False, ACC)
         z = (row_mean - m[None, :]) * slope[None, :] + shift[None, :]
         tl.store(vectors + at, row_mean, mask)
         tl.store(vectors + rows + at, z, mask)
@@ -206,6 +228,37 @@ def _masked_sums_kernel(
         sum_gx += tl.sum(value * centred, 1)
     tl.store(sums + 2 * split * rows + row, sum_g, valid)
     tl.store(sums + (2 * split + 1) * rows + row, sum_gx, valid)
+
+
+@triton.jit
+def _gate_gradients_kernel(
+    sums, vectors, gates, message, dgates, splits, rows,
+    ACC: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Sums of spans to sums of rows, and the gradient of the gates. Grid (ceil(rows / BLOCK_C),).
+
+    Args:
+        sums: (splits, 2, N, C) ACC, of :func:`_masked_sums_kernel`.
+        vectors: (3, N, C) ACC: mean, z, slope of the rows.
+        gates: (N, C) ACC.
+        message: (3, N, C) ACC, written: gates, and the sums of the rows.
+        dgates: (N, C) ACC, written.
+        splits: number of spans.
+        BLOCK_C: rows of a program.
+    """
+    row = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    valid = row < rows
+    sum_g = tl.zeros([BLOCK_C], ACC)
+    sum_gx = tl.zeros([BLOCK_C], ACC)
+    for split in range(splits):
+        sum_g += tl.load(sums + 2 * split * rows + row, valid, 0)
+        sum_gx += tl.load(sums + (2 * split + 1) * rows + row, valid, 0)
+    z = tl.load(vectors + rows + row, valid, 0)
+    slope = tl.load(vectors + 2 * rows + row, valid, 0)
+    tl.store(message + row, tl.load(gates + row, valid, 0), valid)
+    tl.store(message + rows + row, sum_g, valid)
+    tl.store(message + 2 * rows + row, sum_gx, valid)
+    tl.store(dgates + row, z * sum_g + slope * sum_gx, valid)
 
 
 @triton.jit

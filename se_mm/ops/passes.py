@@ -122,6 +122,25 @@ def scale_add_relu(x: Tensor, vectors: Tensor, gates: Tensor, identity: Tensor) 
     return affine(x, slope * gates, z * gates, mean).add_(identity).relu_().to(x.dtype)
 
 
+def gate_gradients(
+    grad: Tensor, out: Tensor, x: Tensor, vectors: Tensor, gates: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient of the gates, and what comes before.
+
+    Args:
+        grad: gradient of ``out``.
+        out: of :func:`scale_add_relu`.
+        x, vectors, gates: its arguments.
+
+    Returns:
+        gradient before ReLU, g, a map; (3, N, C), the gates and the sums of g and of g * (x - mean) over every row;
+        gradient (N, C) of the gates.
+    """
+    mean, z, slope = vectors
+    g, sums = masked_sums(grad, out, x, mean)
+    return g, torch.cat([gates[None], sums]), torch.addcmul(z * sums[0], slope, sums[1])
+
+
 def masked_sums(grad: Tensor, out: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient before ReLU, g, and (2, N, C): the sums of g and of g * (x - mean) over every row."""
     g = torch.ops.aten.threshold_backward(grad, out, 0)
@@ -151,7 +170,7 @@ def coefficients(
     """What the gradient of x needs.
 
     Args:
-        message: (3, N, C), the gates and :func:`masked_sums`.
+        message: (3, N, C), of :func:`gate_gradients`.
         dz: (N, C), gradient of z through the gates.
         normalised: of :func:`normalise`.
         count: elements of a row.

@@ -352,7 +352,5 @@ class ScaleAddReLU(Function):
     def backward(ctx, grad):
         _refuse_second_derivatives()
         x, vectors, gates, out = ctx.saved_tensors
-        mean, z, slope = vectors
-        g, sums = ctx.ops.masked_sums(grad, out, x, mean)
-        dgates = torch.addcmul(z * sums[0], slope, sums[1])
-        return None, g, torch.cat([gates[None], sums]), dgates, g
+        g, message, dgates = ctx.ops.gate_gradients(grad, out, x, vectors, gates)
+        return None, g, message, dgates, g

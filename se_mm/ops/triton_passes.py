@@ -4,6 +4,8 @@ Functions are those of :mod:`passes`, with the same arguments and results. All m
 brought to the layout of x, contiguous or channels_last.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.distributed as dist
 import triton
@@ -65,36 +67,45 @@ def _vector_grid(rows: Tensor) -> tuple[tuple[int], dict]:
     return (triton.cdiv(channels, 16),), arguments
 
 
-def row_moments(x: Tensor, variance: bool) -> Rows:
-    """:func:`passes.row_moments`."""
+class Spans(NamedTuple):
+    """Moments of the spans of every row, which :func:`normalise` merges."""
+
+    mean: Tensor  # (splits, N, C)
+    m2: Tensor  # (splits, N, C), sums of squared deviations
+    span: int  # elements of a span, fewer in the last one
+    size: int  # elements of a row
+
+    def rows(self) -> Rows:
+        """The moments of the rows."""
+        counts = torch.full_like(self.mean[:, :1, :1], self.span)
+        counts[-1] = self.size - (len(counts) - 1) * self.span
+        mean = self.mean[0] + ((self.mean - self.mean[0]) * counts).sum(0) / self.size
+        var = (self.m2 + (self.mean - mean).square() * counts).sum(0) / self.size
+        return Rows(mean, var, self.size)
+
+
+def row_moments(x: Tensor, variance: bool) -> Spans:
+    """:func:`passes.row_moments`, of spans; always with the variance."""
     grid, arguments = _grid(x)
-    splits, span, size = grid[1], arguments['span'], arguments['size']
-    mean = x.new_empty((splits, *x.shape[:2]), dtype=accumulation_dtype(x))
-    m2 = torch.empty_like(mean)
+    mean, m2 = x.new_empty((2, grid[1], *x.shape[:2]), dtype=accumulation_dtype(x))
     kernels._moments_kernel[grid](x, mean, m2, **arguments)
-    if splits == 1:
-        return Rows(mean[0], m2[0] / size if variance else None, size)
-    counts = torch.full((splits, 1, 1), span, dtype=mean.dtype, device=x.device)
-    counts[-1] = size - (splits - 1) * span
-    row_mean = mean[0] + ((mean - mean[0]) * counts).sum(0) / size
-    var = (m2 + (mean - row_mean).square() * counts).sum(0) / size if variance else None
-    return Rows(row_mean, var, size)
+    return Spans(mean, m2, arguments['span'], arguments['size'])
 
 
-def normalise(rows: Rows, weight: Tensor, bias: Tensor, statistics: Statistics) -> tuple[Tensor, Normalised]:
+def normalise(spans: Spans, weight: Tensor, bias: Tensor, statistics: Statistics) -> tuple[Tensor, Normalised]:
     """:func:`passes.normalise`."""
     if statistics.group is not None:
-        return passes.normalise(rows, weight, bias, statistics)
+        return passes.normalise(spans.rows(), weight, bias, statistics)
     running_mean, running_var, batch, momentum, eps, _ = statistics
-    num_images, channels = rows.mean.shape
-    total = rows.count * num_images
-    vectors, z = rows.mean.new_empty((3, num_images, channels)), torch.empty_like(rows.mean)
+    splits, num_images, channels = spans.mean.shape
+    total = spans.size * num_images
+    vectors, z = spans.mean.new_empty((3, num_images, channels)), torch.empty_like(spans.mean[0])
     mean, invstd = z.new_empty(channels), z.new_empty(channels)
     unused = mean  # in place of tensors that the kernel does not touch
     grid, arguments = _vector_grid(z)
     kernels._normalise_kernel[grid](
-        rows.mean,
-        rows.var if batch else unused,
+        spans.mean,
+        spans.m2,
         weight,
         bias,
         unused if running_mean is None else running_mean,
@@ -103,6 +114,9 @@ def normalise(rows: Rows, weight: Tensor, bias: Tensor, statistics: Statistics) 
         z,
         mean,
         invstd,
+        splits=splits,
+        span=spans.span,
+        size=spans.size,
         unbiased=total / max(total - 1, 1),
         momentum=0.0 if momentum is None else momentum,
         eps=eps,
@@ -121,13 +135,21 @@ def scale_add_relu(x: Tensor, vectors: Tensor, gates: Tensor, identity: Tensor) 
     return out
 
 
-def masked_sums(grad: Tensor, out: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`passes.masked_sums`."""
+def gate_gradients(
+    grad: Tensor, out: Tensor, x: Tensor, vectors: Tensor, gates: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`passes.gate_gradients`."""
+    mean = vectors[0]
     g = torch.empty_like(x)
     grid, arguments = _grid(x)
     sums = x.new_empty((grid[1], 2, *mean.shape), dtype=mean.dtype)
     kernels._masked_sums_kernel[grid](_like(x, grad), _like(x, out), x, mean, g, sums, **arguments)
-    return g, sums[0] if len(sums) == 1 else sums.sum(0)
+    message, dgates = torch.empty_like(vectors), torch.empty_like(mean)
+    grid, arguments = (triton.cdiv(mean.numel(), 256),), dict(rows=mean.numel(), ACC=_accumulator(mean), BLOCK_C=256)
+    kernels._gate_gradients_kernel[grid](
+        sums, vectors, gates.contiguous(), message, dgates, splits=len(sums), **arguments
+    )
+    return g, message, dgates
 
 
 def coefficients(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import NamedTuple
 
 from mmengine.logging import print_log
@@ -17,6 +18,9 @@ from .formats import Format
 from .reading import read_checkpoint
 from .recognition import Weights, recognise
 from .tensor_checks import check_tensors
+
+# A convolution with a bias, which residual units have in deployed networks alone.
+DEPLOYED = re.compile(r'(^|\.)(layer|stage)\d+\.\d+\.conv1\.bias$')
 
 
 class LoadReport(NamedTuple):
@@ -205,6 +209,11 @@ def load_model(
     fitting = len(weights) - len(unexpected) - len(shapes)
     if fitting > 0 and not failed and not (strict and (missing or unexpected or shapes)):
         return
+    deployed = [any(DEPLOYED.search(name) for name in names) for names in (weights, expected)]
+    if deployed == [True, False]:
+        remedy = 'The checkpoint is of a deployed model: use the config that tools/deploy.py wrote beside it'
+    elif deployed == [False, True]:
+        remedy = 'The config is of a deployed model, the checkpoint is not: use the config it was trained with'
     parts = [
         f'{len(names)} {what} (e.g. {names[0]})'
         for what, names in (

@@ -94,6 +94,11 @@ def test_answers_of_the_deployed_classifier(deploy, run, pictures, tmp_path):
         metrics = json.loads((tmp_path / 'work' / 'metrics.json').read_text())['metrics']
         errors.append(metrics['error/top1'] if 'error/top1' in metrics else metrics)
     assert errors[0] == errors[1] and errors[0]
+    code, output = run(sys.executable, TOOLS / 'test.py', CLASSIFIER, tmp_path / 'out.pth', '--cfg-options', data)
+    assert code == 1 and 'use the config that tools/deploy.py wrote' in output, output
+    checkpoint = ['se_mm://se_r20_cifar10', '--cfg-options', data]
+    code, output = run(sys.executable, TOOLS / 'test.py', tmp_path / 'out.py', *checkpoint)
+    assert code == 1 and 'use the config it was trained with' in output, output
     code, output = run(sys.executable, TOOLS / 'train.py', tmp_path / 'out.py', '--cfg-options', data)
     assert code == 1 and 'the backbone is deployed, and cannot be trained' in output and 'Traceback' not in output, (
         output

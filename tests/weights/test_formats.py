@@ -193,6 +193,7 @@ MISFITS = [
     ('seresnet50', dict(se_ratio=8), ['se_ratio=16 (is 8)']),
     ('seresnet50', dict(se_cfg=dict(bias=False)), ["se_cfg={} (is {'bias': False})"]),
     ('seresnet50', dict(with_se=(False, True, True, True)), ['with_se=(True, True, True, True)']),
+    ('seresnet50', dict(deploy=True), ['deploy=False (is True)']),
     ('seresnet50', dict(deep_stem=True, avg_down=True), ['deep_stem=False (is True)', 'avg_down=False (is True)']),
     ('seresnet50', dict(in_channels=1), ['in_channels=3 (is 1)']),
     ('seresnet18', dict(depth=18), ["se_cfg={'divisor': 8} (is {})"]),
@@ -273,9 +274,15 @@ def test_variants_and_stages_are_found():
     ):
         arguments = constructor_arguments(arguments_of(SEResNet(50, **kwargs).state_dict()))
         assert arguments == dict(type='se_mm.SEResNet', depth=50, **kwargs)
-    model = SEResNeXt(101, groups=64, base_width=4, with_se=(True, True, False, True), deep_stem=True, avg_down=True)
-    assert constructor_arguments(arguments_of(model.state_dict())) == dict(
-        type='se_mm.SEResNeXt', depth=101, groups=64, with_se=(True, True, False, True), deep_stem=True, avg_down=True
+    for last in (True, (True, False, True)):
+        options = dict(groups=64, with_se=(True, True, False, last), deep_stem=True, avg_down=True)
+        model = SEResNeXt(101, base_width=4, **options)
+        assert constructor_arguments(arguments_of(model.state_dict())) == dict(
+            type='se_mm.SEResNeXt', depth=101, **options
+        )
+    deployed = SEResNet(50, se_ratio=8, deploy=True)
+    assert constructor_arguments(arguments_of(deployed.state_dict())) == dict(
+        type='se_mm.SEResNet', depth=50, se_ratio=8, deploy=True
     )
 
 
@@ -286,13 +293,14 @@ def test_variants_and_stages_are_found():
         (lambda: SEResNet(18), 'se_cfg={} (timm rounds squeezed widths to multiples of 8)'),
         (lambda: SEResNet(50, se_ratio=8), 'se_ratio=8'),
         (lambda: SEResNet(50, with_se=(True, True, True, False)), 'with_se=(True, True, True, False)'),
+        (lambda: SEResNet(50, se_cfg=dict(divisor=8), deploy=True), 'deploy=True'),
         (lambda: SEResNet(50, norm_cfg=dict(type='GN', num_groups=32), norm_eval=False), 'norms other than batch norm'),
         (
             lambda: SEResNet(50, num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(2,)),
             'blocks=(3, 4, 6)',
         ),
     ],
-    ids=['variant', 'divisor', 'ratio', 'stages', 'norm', 'three stages'],
+    ids=['variant', 'divisor', 'ratio', 'stages', 'deployed', 'norm', 'three stages'],
 )
 def test_what_timm_lacks_is_not_written_for_it(make, words):
     with torch.device('meta'):
