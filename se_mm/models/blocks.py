@@ -126,7 +126,10 @@ class SEResidual(BaseModule):
         """What follows the last convolution's output x; identity and the result are (N, C, H, W) as x."""
         if isinstance(x, Tensor) and self.why_not_fused() is None:  # symbolic traces show the modules
             backend = None if self.fused_se is True else self.fused_se
-            return se_tail(x, identity, self.last_norm, self.branch_gates, backend, fusible=True)
+            gate = None
+            if (x.is_cuda or backend == 'triton') and type(self.drop_path) is nn.Identity:
+                gate = self.se_layer.as_excitation(self.factor)
+            return se_tail(x, identity, self.last_norm, gate or self.branch_gates, backend, fusible=True)
         return self.plain_tail(x, identity)
 
     def plain_tail(self, x: Tensor, identity: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from se_mm.ops import Excitation, has_hooks
 from se_mm.registry import MODELS
 
 from .checks import check_act_cfg, check_whole
@@ -152,6 +153,19 @@ class SELayer(BaseModule):
         for name in self.layers:
             z = getattr(self, name)(z)
         return z
+
+    def as_excitation(self, factor: float) -> Excitation | None:
+        """The parameters of the gates times a factor, None if they are not the gates of the paper or have hooks."""
+        if len(self.layers) != 2:
+            return None
+        first, last = self.conv1, self.conv2
+        kinds = [type(module) for module in (first.conv, last.conv, first.activate, last.activate)]
+        if kinds != [VectorConv2d, VectorConv2d, nn.ReLU, nn.Sigmoid]:
+            return None
+        if any(has_hooks(module) for module in (first, last, *first, *last)):
+            return None
+        w1, w2 = first.conv.weight.flatten(1), last.conv.weight.flatten(1)
+        return Excitation(w1, first.conv.bias, w2, last.conv.bias, factor)
 
     def gates(self, x: Tensor) -> Tensor:
         """The gates s for a map (N, C, H, W): (N, C, 1, 1), or without squeeze (N, C, H, W)."""

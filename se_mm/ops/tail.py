@@ -18,163 +18,20 @@ k0 g + k1 + k2 (x - mean_nc). Only x and out are stored, both of which a plain r
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import os
-import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from types import ModuleType
-from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd import Function
 
 from . import passes
+from .choice import BACKENDS, choose_fusible, process_group, why_not_fused, why_not_insisted
+from .excitation import Excitation
 from .passes import Normalised, Statistics
 
-BACKENDS = ('plain', 'torch', 'triton')
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-SMALL = 2**18  # elements; below, the many operations on N x C numbers outweigh the passes that are saved
-BATCH_NORMS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)
 Gate = Callable[[Tensor], Tensor]
-
-
-class Choice(NamedTuple):
-    """How a tail is computed: one of ``BACKENDS``, and why."""
-
-    backend: str
-    reason: str
-
-
-SYMBOLIC = Choice('plain', 'symbolic traces have standard operations')
-IN_PLACE = Choice('plain', 'without gradients, the operations in place are the fastest on the CPU')
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether anything is called with a module's input, output or gradients."""
-    m = module
-    return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
-
-
-def is_batch_norm(norm: nn.Module) -> bool:
-    """Whether a module normalises as batch norm does, such as MMEngine's SyncBatchNorm and what that becomes on one
-    device."""
-    return isinstance(norm, nn.modules.batchnorm._BatchNorm) and type(norm).forward in BATCH_NORMS
-
-
-def why_not_fused(norm: nn.Module, **skipped: nn.Module) -> str | None:
-    """Why a tail with this norm can never be fused; None if it can.
-
-    Args:
-        norm: the norm before SE.
-        skipped: by name, further modules that would not be called, which hooks would miss.
-    """
-    if not is_batch_norm(norm) and type(norm) is not nn.Identity:
-        return f'{type(norm).__name__} is not BatchNorm2d, SyncBatchNorm or Identity'
-    if has_hooks(norm):
-        return f'{type(norm).__name__} has hooks, which want to see its input or output'
-    for name, module in skipped.items():
-        if has_hooks(module):
-            return f'{name} has hooks, which want to see its input or output'
-    return None
-
-
-def choose(x: Tensor, identity: Tensor, norm: nn.Module) -> Choice:
-    """What :func:`se_tail` does with these arguments.
-
-    'plain' runs the operations one after the other, 'torch' the passes as torch operations,
-    'triton' the passes as Triton kernels.
-    """
-    why = why_not_fused(norm)
-    return Choice('plain', why) if why else _choose(x, identity, norm)
-
-
-def _choose(x: Tensor, identity: Tensor, norm: nn.Module) -> Choice:
-    """:func:`choose` for a norm that can be fused."""
-    if not isinstance(x, Tensor):
-        return SYMBOLIC
-    group, compiling = _process_group(norm), torch.compiler.is_compiling()
-    if not torch.is_grad_enabled() and x.device.type == 'cpu' and group is None and not compiling:
-        return IN_PLACE
-    why = _why_not_here(x, identity, group, compiling)
-    if why:
-        return Choice('plain', why)
-    if compiling:
-        return Choice('torch', 'torch.compile turns each pass into one kernel')
-    if x.is_cuda:
-        return Choice('triton', 'one Triton kernel for each pass')
-    if group is not None:
-        return Choice('torch', 'torch has no SyncBatchNorm on the CPU')
-    if x.numel() < SMALL:
-        return Choice('plain', f'maps of less than {SMALL} elements are faster so on the CPU')
-    return Choice('torch', 'torch operations are the fastest on the CPU')
-
-
-def _why_not_here(x: Tensor, identity: Tensor, group: dist.ProcessGroup | None, compiling: bool) -> str | None:
-    if torch.jit.is_tracing() or getattr(torch.compiler, 'is_exporting', bool)():
-        return 'exported graphs have standard operations'
-    if x.device.type not in ('cpu', 'cuda'):
-        return f'no kernels for {x.device.type}'
-    if x.is_cuda and not compiling and (why := _why_not_triton(x.device)):
-        return why
-    if compiling and group is not None:
-        return 'torch.compile does not trace the communication of SyncBatchNorm'
-    why = _why_not_maps(x, identity)
-    return why or (None if identity.dtype == x.dtype else 'identity differs from x in dtype')
-
-
-def _why_not_maps(x: Tensor, identity: Tensor) -> str | None:
-    if x.dtype not in DTYPES:
-        return f'no kernels for {x.dtype}'
-    if x.dim() != 4 or x.numel() == 0:
-        return f'x of shape {tuple(x.shape)} is not (N, C, H, W) with elements'
-    if (identity.shape, identity.device) != (x.shape, x.device):
-        return 'identity differs from x in shape or device'
-    return None
-
-
-@functools.cache
-def _why_not_triton(device: torch.device) -> str | None:
-    if importlib.util.find_spec('triton') is None:
-        return 'Triton is not installed'
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return f'Triton does not support {torch.cuda.get_device_name(device)}'
-    return _why_no_driver()
-
-
-@functools.cache
-def _why_no_driver() -> str | None:
-    """Triton compiles its driver when it starts, with a C compiler and the headers of Python. Warns if it cannot."""
-    from triton.runtime import driver
-
-    try:
-        driver.active.get_current_target()
-    except Exception as error:  # no compiler, no headers, a broken cache
-        why = f'Triton does not start ({error})'
-        warnings.warn(f'SE is not fused: {why}. Install gcc and the headers of Python (python3-dev)', stacklevel=2)
-        return why
-    return None
-
-
-def _why_not_insisted(backend: str, x: Tensor, identity: Tensor) -> str | None:
-    interpreted = os.environ.get('TRITON_INTERPRET') == '1'  # Triton's own way to run on the CPU
-    if backend == 'triton' and not x.is_cuda and not interpreted:
-        return f'Triton needs a GPU, and x is on {x.device.type}'
-    why = _why_not_triton(x.device) if backend == 'triton' and x.is_cuda else None
-    return why or _why_not_maps(x, identity)
-
-
-def _process_group(norm: nn.Module) -> dist.ProcessGroup | None:
-    """Processes that share the batch statistics of ``norm`` now."""
-    if not isinstance(norm, nn.SyncBatchNorm) or not norm.training:
-        return None
-    if not dist.is_available() or not dist.is_initialized():
-        return None
-    group = norm.process_group or dist.group.WORLD
-    return group if dist.get_world_size(group) > 1 else None
 
 
 def plain_se_tail(x: Tensor, identity: Tensor, norm: nn.Module, gate: Gate, *, in_place: bool = False) -> Tensor:
@@ -221,7 +78,7 @@ def se_tail(
         identity: the shortcut, of the same shape and dtype.
         norm: BatchNorm2d or SyncBatchNorm in any mode, whose running statistics are updated as by
             calling it; Identity if batch norm is folded into the convolution; others are not fused.
-        gate: module or function from z to gates, both (N, C); under autocast it may return
+        gate: :class:`Excitation`, or a module or function from z to gates, both (N, C); under autocast it may return
             another dtype than that of x, in which it gets z.
         backend: one of ``BACKENDS``, None for :func:`choose`.
         fusible: True if the caller knows that :func:`why_not_fused` has no reason; it is not asked again.
@@ -244,9 +101,9 @@ def se_tail(
     if why and backend not in (None, 'plain'):
         raise ValueError(f"backend={backend!r}: {why}; choose 'plain'")
     if backend is None or not isinstance(x, Tensor):
-        backend = 'plain' if why else _choose(x, identity, norm).backend
+        backend = 'plain' if why else choose_fusible(x, identity, norm).backend
     elif backend != 'plain':
-        why = _why_not_insisted(backend, x, identity)
+        why = why_not_insisted(backend, x, identity)
         if why:
             raise ValueError(f"backend={backend!r}: {why}; choose 'plain', or None for what is possible")
     if backend == 'plain':
@@ -257,6 +114,8 @@ def se_tail(
         x = x.contiguous()
     ops, (weight, bias, statistics) = _backend(backend), _batch_norm_arguments(x, norm)
     with torch.cuda.device_of(x) if backend == 'triton' else nullcontext():  # kernels run on the current GPU
+        if backend == 'triton' and isinstance(gate, Excitation) and statistics.group is None:
+            return ExcitedTail.apply(ops, x, identity, weight, bias, statistics, gate.factor, *gate[:4])
         if not torch.is_grad_enabled():
             z, normalised = normalised_means(ops, x, weight, bias, statistics)
             return ops.scale_add_relu(x, normalised.vectors, gate(z.to(x.dtype)).to(z.dtype), identity)
@@ -277,7 +136,7 @@ def _batch_norm_arguments(x: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor, S
     if norm.training and norm.track_running_stats and norm.running_mean is not None:
         norm.num_batches_tracked.add_(1)
         momentum = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
-    batch, group = norm.training or norm.running_mean is None, _process_group(norm)
+    batch, group = norm.training or norm.running_mean is None, process_group(norm)
     if batch and group is None and x.numel() == x.shape[1]:
         raise ValueError(f'Expected more than 1 value per channel when training, got input size {tuple(x.shape)}')
     return weight, bias, Statistics(norm.running_mean, norm.running_var, batch, momentum, norm.eps, group)
@@ -304,6 +163,35 @@ def normalised_means(
 ) -> tuple[Tensor, Normalised]:
     """All that comes before the gates, see :func:`passes.normalise`."""
     return ops.normalise(ops.row_moments(x, variance=statistics.batch), weight, bias, statistics)
+
+
+class ExcitedTail(Function):
+    """The whole tail, with an :class:`Excitation` of which the kernels compute the gates."""
+
+    @staticmethod
+    def forward(ctx, ops, x, identity, weight, bias, statistics, factor, w1, b1, w2, b2):
+        z, (vectors, mean, invstd, total) = normalised_means(ops, x, weight, bias, statistics)
+        gates, hidden = ops.gates(z, Excitation(w1, b1, w2, b2, factor))
+        out = ops.scale_add_relu(x, vectors, gates, identity)
+        ctx.save_for_backward(x, out, vectors, mean, invstd, gates, hidden, w1, w2)
+        ctx.ops, ctx.factor, ctx.batch, ctx.total, ctx.bias = ops, factor, statistics.batch, total, b1 is not None
+        ctx.dtypes = weight.dtype, w1.dtype
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        _refuse_second_derivatives()
+        x, out, vectors, mean, invstd, gates, hidden, w1, w2 = ctx.saved_tensors
+        g, message, dz, weights = ctx.ops.excitation_gradients(
+            grad, out, x, vectors, gates, hidden, Excitation(w1, None, w2, None, ctx.factor)
+        )
+        normalised, count = Normalised(vectors, mean, invstd, ctx.total), x.shape[2] * x.shape[3]
+        k, *norm = ctx.ops.coefficients(message, dz, normalised, count=count, batch=ctx.batch, group=None)
+        dx = ctx.ops.input_gradient(g, x, vectors[0], k) if ctx.needs_input_grad[1] else None
+        dweight, dbias = (tensor.to(ctx.dtypes[0]) for tensor in norm)
+        dw1, db1, dw2, db2 = (tensor.to(ctx.dtypes[1]) for tensor in weights)
+        biases = (db1, db2) if ctx.bias else (None, None)
+        return None, dx, g, dweight, dbias, None, None, dw1, biases[0], dw2, biases[1]
 
 
 class NormalisedMeans(Function):

@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import kernels, passes
+from . import excitation_kernels, kernels, passes
+from .excitation import Excitation
 from .passes import Normalised, Rows, Statistics, accumulation_dtype
 
 PROGRAMS = 1024  # that a reduction is split into if it has fewer rows; several for each multiprocessor
@@ -135,15 +136,73 @@ def scale_add_relu(x: Tensor, vectors: Tensor, gates: Tensor, identity: Tensor) 
     return out
 
 
+def _excitation_arguments(z: Tensor, excitation: Excitation) -> dict:
+    """Arguments that the kernels of the excitation share."""
+    squeezed, channels = excitation.w1.shape
+    block_r = triton.next_power_of_2(squeezed)
+    block_c = max(1, min(triton.next_power_of_2(channels), 8192 // block_r))
+    return dict(C=channels, R=squeezed, factor=excitation.factor, ACC=_accumulator(z), BLOCK_C=block_c, BLOCK_R=block_r)
+
+
+def gates(z: Tensor, excitation: Excitation) -> tuple[Tensor, Tensor]:
+    """Gates (N, C) for z (N, C), and what is between the two layers, (N, R), for :func:`excitation_gradients`."""
+    w1, b1, w2, b2, _ = excitation
+    found, hidden = torch.empty_like(z), z.new_empty(len(z), len(w1))
+    unused = z  # in place of biases
+    excitation_kernels._gates_kernel[(len(z),)](
+        z,
+        w1.contiguous(),
+        unused if b1 is None else b1,
+        w2.contiguous(),
+        unused if b2 is None else b2,
+        hidden,
+        found,
+        BIAS=b1 is not None,
+        **_excitation_arguments(z, excitation),
+    )
+    return found, hidden
+
+
+def excitation_gradients(
+    grad: Tensor, out: Tensor, x: Tensor, vectors: Tensor, gates: Tensor, hidden: Tensor, excitation: Excitation
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Like :func:`gate_gradients`, with backward of :func:`gates`.
+
+    Returns:
+        g and message as there; gradient (N, C) of z; gradients of w1, b1, w2, b2.
+    """
+    g, sums = _masked_sums(grad, out, x, vectors[0])
+    w1, _, w2, _, _ = excitation
+    message, ds, dz, dhidden = (torch.empty_like(like) for like in (vectors, gates, gates, hidden))
+    arguments = _excitation_arguments(gates, excitation)
+    excitation_kernels._excitation_gradients_kernel[(len(gates),)](
+        sums, vectors, gates, hidden, w1.contiguous(), w2.contiguous(), message, ds, dhidden, dz,
+        splits=len(sums), rows=gates.numel(), **arguments,
+    )  # fmt: skip
+    (squeezed, channels), z = w1.shape, vectors[1]
+    dw1, db1 = gates.new_empty(squeezed, channels), gates.new_empty(squeezed)
+    dw2, db2 = gates.new_empty(channels, squeezed), gates.new_empty(channels)
+    grid = triton.cdiv(channels, 32), triton.cdiv(squeezed, 64)
+    sizes = dict(N=len(gates), C=channels, R=squeezed, ACC=arguments['ACC'], BLOCK_C=32, BLOCK_R=64)
+    excitation_kernels._excitation_weights_kernel[grid](z, hidden, ds, dhidden, dw1, db1, dw2, db2, **sizes)
+    return g, message, dz, (dw1, db1, dw2, db2)
+
+
+def _masked_sums(grad: Tensor, out: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient g before ReLU, and (splits, 2, N, C): sums of g and of g * (x - mean) over the spans of every row."""
+    g = torch.empty_like(x)
+    grid, arguments = _grid(x)
+    sums = x.new_empty((grid[1], 2, *mean.shape), dtype=mean.dtype)
+    kernels._masked_sums_kernel[grid](_like(x, grad), _like(x, out), x, mean, g, sums, **arguments)
+    return g, sums
+
+
 def gate_gradients(
     grad: Tensor, out: Tensor, x: Tensor, vectors: Tensor, gates: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`passes.gate_gradients`."""
     mean = vectors[0]
-    g = torch.empty_like(x)
-    grid, arguments = _grid(x)
-    sums = x.new_empty((grid[1], 2, *mean.shape), dtype=mean.dtype)
-    kernels._masked_sums_kernel[grid](_like(x, grad), _like(x, out), x, mean, g, sums, **arguments)
+    g, sums = _masked_sums(grad, out, x, mean)
     message, dgates = torch.empty_like(vectors), torch.empty_like(mean)
     grid, arguments = (triton.cdiv(mean.numel(), 256),), dict(rows=mean.numel(), ACC=_accumulator(mean), BLOCK_C=256)
     kernels._gate_gradients_kernel[grid](

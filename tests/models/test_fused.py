@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from se_mm.analysis import stored_bytes
 from se_mm.models import SEInceptionResNetV2, SEResNet, SEResNeXt, SEShuffleNet
-from se_mm.ops import tail
+from se_mm.ops import choice
 from se_mm.utils.config import build_model, load_config
 
 
@@ -113,8 +113,8 @@ def test_units_without_a_norm_or_a_sum_say_why_they_are_not_fused():
 @pytest.mark.parametrize('training', [True, False])
 def test_hooks_are_looked_for_once(monkeypatch, training):
     model = SEResNet(18, base_channels=16, norm_eval=False).train(training)
-    examined, has_hooks = [], tail.has_hooks
-    monkeypatch.setattr(tail, 'has_hooks', lambda module: examined.append(module) or has_hooks(module))
+    examined, has_hooks = [], choice.has_hooks
+    monkeypatch.setattr(choice, 'has_hooks', lambda module: examined.append(module) or has_hooks(module))
     with torch.set_grad_enabled(training):
         model(torch.rand(2, 3, 32, 32))
     norms = [block.last_norm for name in model.res_layers for block in getattr(model, name)]

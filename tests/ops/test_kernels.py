@@ -12,27 +12,28 @@ import collections, itertools, json, re, sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from se_mm.ops import kernels
+from se_mm.ops import excitation_kernels, kernels
 
 MAPS = ('x', 'identity', 'out', 'grad', 'g', 'dx')
-INTEGERS = ('C', 'N', 'size', 'rows', 'span', 'splits', 'channel_stride', 'position_stride', 'count', 'total')
+INTEGERS = ('C', 'N', 'R', 'size', 'rows', 'span', 'splits', 'channel_stride', 'position_stride', 'count', 'total')
 TYPES = dict(float16='fp16', bfloat16='bf16', float32='fp32', float64='fp64')
 report = []
 for name, layout, (dtype, short), capability in itertools.product(
     sys.argv[1:], ('contiguous', 'channels_last'), TYPES.items(), (80, 90)
 ):
-    kernel = getattr(kernels, name)
+    kernel = getattr(kernels, name, None) or getattr(excitation_kernels, name)
     acc = 'fp64' if dtype == 'float64' else 'fp32'
     one = 'position_stride' if layout == 'contiguous' else 'channel_stride'
     tile = (2, 1024) if layout == 'contiguous' else (64, 64)
     values = dict(ACC=getattr(kernels.tl, acc.replace('fp', 'float')), BLOCK_C=tile[0], BLOCK_P=tile[1], BLOCK_N=64,
+                  BLOCK_R=64, BIAS=True,
                   BATCH=True, UPDATE=True)
     values[one] = 1
     signature, constants, hints = {}, {}, {}
     for i, p in enumerate(kernel.params):
         if p.name in values:
             signature[p.name], constants[p.name] = 'constexpr', values[p.name]
-        elif p.name in ('unbiased', 'momentum', 'eps'):
+        elif p.name in ('unbiased', 'momentum', 'eps', 'factor'):
             signature[p.name] = 'fp32'
         else:
             signature[p.name] = 'i32' if p.name in INTEGERS else '*' + (short if p.name in MAPS else acc)
@@ -56,6 +57,9 @@ print(json.dumps(report))
         '_scale_add_relu',
         '_masked_sums',
         '_gate_gradients',
+        '_gates',
+        '_excitation_gradients',
+        '_excitation_weights',
         '_coefficients',
         '_input_gradient',
     ],
@@ -68,5 +72,5 @@ def test_compiles_for_gpus(name, run):
     assert len(report) == 2 * 4 * 2
     for layout, dtype, capability, size, wide in report:
         assert size > 0
-        if name not in ('_normalise', '_gate_gradients', '_coefficients'):  # of maps
+        if name in ('_moments', '_scale_add_relu', '_masked_sums', '_input_gradient'):  # of maps
             assert wide > 0, (layout, dtype, capability)

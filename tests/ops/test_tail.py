@@ -283,12 +283,12 @@ def test_what_cannot_be_fused_is_computed_all_the_same():
 @pytest.mark.skipif(torch.cuda.is_available(), reason='here Triton starts')
 def test_where_triton_does_not_start_is_said_once(monkeypatch):
     """As on a GPU without a C compiler."""
-    from se_mm.ops import tail
+    from se_mm.ops import choice
 
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (9, 0))
-    tail._why_no_driver.cache_clear()
+    choice._why_no_driver.cache_clear()
     with pytest.warns(UserWarning, match='SE is not fused: Triton does not start .*. Install gcc') as warned:
-        whys = [tail._why_not_triton(torch.device('cuda')) for _ in range(2)]
+        whys = [choice._why_not_triton(torch.device('cuda')) for _ in range(2)]
     assert len(warned) == 1 and whys[0] == whys[1] and whys[0].startswith('Triton does not start')
 
 
