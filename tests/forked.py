@@ -167,6 +167,7 @@ def run_file(arguments: list[str]) -> NoReturn:
 if __name__ == '__main__':
     for module in IMPORTED:
         importlib.import_module(module)
+    sys.stdout.flush()  # what imports have printed, or else every program would print the text again
     gc.freeze()  # or else every program would copy what the collection touches
     sys.executable = sys.argv[2]  # for the programs that programs start
     run_file(serve(socket.socket(fileno=int(sys.argv[1]))))

@@ -48,6 +48,19 @@ def accumulation_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+LONG = 4096  # elements of a row; torch's batch norm adds so many one by one, and would lose precision of longer rows
+
+
+def images_of(x: Tensor) -> tuple[Tensor, ...] | None:
+    """The images (1, C, H, W) of a channels_last map, whose rows torch's batch norm takes for channels in one pass.
+
+    None where it would not do: other layouts, long rows, half precision, which it loses more of, and generated code.
+    """
+    if torch.compiler.is_compiling() or x.is_contiguous() or x.dtype != accumulation_dtype(x):
+        return None
+    return x.split(1) if x.shape[2] * x.shape[3] <= LONG else None
+
+
 def to_map(rows: Tensor) -> Tensor:
     """(N, C) to (N, C, 1, 1)."""
     return rows[:, :, None, None]
@@ -59,9 +72,13 @@ def row_moments(x: Tensor, variance: bool) -> Rows:
     if variance and torch.compiler.is_compiling():  # one generated pass
         var, mean = torch.var_mean(x.to(dtype), (2, 3), correction=0)
         return Rows(mean, var, count)
-    mean = x.mean((2, 3), dtype=dtype)
     if not variance:
-        return Rows(mean, None, count)
+        return Rows(x.mean((2, 3), dtype=dtype), None, count)
+    if images := images_of(x):
+        moments = [torch.native_batch_norm(image, None, None, None, None, True, 0.0, 0.0)[1:] for image in images]
+        mean, invstd = (torch.stack(parts) for parts in zip(*moments))
+        return Rows(mean, invstd.pow(-2), count)
+    mean = x.mean((2, 3), dtype=dtype)
     centred = x - to_map(mean)
     rest = centred.mean((2, 3))  # what rounding left in the mean, which counts where the deviation is much smaller
     return Rows(mean + rest, centred.square_().mean((2, 3)).sub_(rest.square()), count)
@@ -106,6 +123,9 @@ def normalise(rows: Rows, weight: Tensor, bias: Tensor, statistics: Statistics) 
 
 def affine(x: Tensor, slope: Tensor, shift: Tensor, mean: Tensor | None = None) -> Tensor:
     """slope * (x - mean) + shift for every row, ``mean`` None for 0; a new map."""
+    if images_of(x):
+        shift = shift if mean is None else shift - mean * slope  # as batch norm does
+        return torch.addcmul(to_map(shift), x, to_map(slope))
     if torch.compiler.is_compiling() or not x.is_contiguous():
         product = x * to_map(slope) if mean is None else (x - to_map(mean)).mul_(to_map(slope))
         return product.add_(to_map(shift))
@@ -144,18 +164,27 @@ def gate_gradients(
 def masked_sums(grad: Tensor, out: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient before ReLU, g, and (2, N, C): the sums of g and of g * (x - mean) over every row."""
     g = torch.ops.aten.threshold_backward(grad, out, 0)
+    images = images_of(x)
+    if images and g.is_contiguous(memory_format=torch.channels_last):
+        sums = [_batch_norm_sums(*parts) for parts in zip(g.split(1), images, mean)]
+        return g, torch.stack([torch.stack(parts) for parts in zip(*sums)])
     if torch.compiler.is_compiling() or not (g.is_contiguous() and x.is_contiguous()):
         return g, torch.stack([g.sum((2, 3), dtype=mean.dtype), (x - to_map(mean)).mul_(g).sum((2, 3))])
     # The backward of batch norm takes both sums in one pass, over the channels of an image: here rows,
     # or lines of large maps, as it adds one by one and would lose precision.
     height, width = x.shape[2:]
-    lines = height if height * width > 4096 else 1
+    lines = height if height * width > LONG else 1
     g_lines, x_lines = (t.view(1, -1, height // lines, width) for t in (g, x))
     means = mean.flatten().repeat_interleave(lines)
+    return g, torch.stack(_batch_norm_sums(g_lines, x_lines, means)).view(2, *mean.shape, lines).sum(-1)
+
+
+def _batch_norm_sums(g: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums of g and of g * (x - mean) over every channel of an image, by the backward of batch norm."""
     _, sum_gx, sum_g = torch.ops.aten.native_batch_norm_backward(
-        g_lines, x_lines, None, None, None, means, torch.ones_like(means), True, 0.0, [False, True, True]
+        g, x, None, None, None, mean, torch.ones_like(mean), True, 0.0, [False, True, True]
     )
-    return g, torch.stack([sum_g, sum_gx]).view(2, *mean.shape, lines).sum(-1)
+    return sum_g, sum_gx
 
 
 def coefficients(

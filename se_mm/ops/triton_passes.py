@@ -31,7 +31,8 @@ def _like(x: Tensor, other: Tensor) -> Tensor:
 def _grid(x: Tensor) -> tuple[tuple[int, int], dict]:
     """Programs and the arguments that all kernels of maps share: (images x blocks of channels, splits of positions).
 
-    A tile is 2048 to 4096 elements, long where memory is contiguous.
+    A tile is 2048 elements, long where memory is contiguous: larger ones need so many registers that few warps are
+    resident, see docs/kernels.md.
     """
     num_images, channels, height, width = x.shape
     size = height * width
@@ -42,7 +43,7 @@ def _grid(x: Tensor) -> tuple[tuple[int, int], dict]:
     else:
         strides = 1, channels
         block_c = min(triton.next_power_of_2(channels), 64)
-        block_p = min(triton.next_power_of_2(size), 4096 // block_c)
+        block_p = min(triton.next_power_of_2(size), 2048 // block_c)
     blocks = num_images * triton.cdiv(channels, block_c)
     splits = max(1, min(PROGRAMS // blocks, triton.cdiv(size, 4 * block_p)))
     span = triton.cdiv(triton.cdiv(size, splits), block_p) * block_p

@@ -91,7 +91,7 @@ def test_gradients_are_those_of_finite_differences(mode, backend):
     assert torch.autograd.gradcheck(function, inputs, fast_mode=backend == 'triton')
 
 
-SHAPES = [(4, 12, 1, 1), (1, 6, 5, 3), (3, 20, 7, 7), (2, 33, 14, 9), (1, 2, 200, 336)]
+SHAPES = [(4, 12, 1, 1), (1, 6, 5, 3), (3, 20, 7, 7), (2, 33, 14, 9), (2, 2, 200, 336)]
 
 
 @pytest.mark.parametrize('backend', FUSED)
