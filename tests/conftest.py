@@ -67,7 +67,7 @@ def forking():
 def run(tmp_path, forking):
     """Run a program in an empty folder; returns exit code and output.
 
-    Without ``fork``, Python starts anew: for other versions of packages, or another network.
+    Without ``fork``, Python starts anew: for other packages, variables that imports read, or another network.
     """
 
     def run_program(*command, cwd=tmp_path, timeout=300, fork=True, **env):

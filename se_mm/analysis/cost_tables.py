@@ -11,7 +11,7 @@ from .cost_file import Cost
 
 
 class Target(NamedTuple):
-    """A limit to a field of :class:`Cost` of the fused network, from above unless ``at_least``."""
+    """A limit to a field of :class:`Cost` of a network with SE, from above unless ``at_least``."""
 
     figure: str
     field: str
@@ -21,6 +21,8 @@ class Target(NamedTuple):
     compiled: bool = False
     device: str = 'any'
     at_least: bool = False
+    variant: str = 'fused'
+    batch: int | None = None  # None for any
 
 
 TARGETS = (
@@ -64,6 +66,25 @@ TARGETS = (
     Target('bandwidth of the tail, of a copy', 'bandwidth_ratio', 0.75, 'tail', device='cuda', at_least=True),
     Target('Faster R-CNN step, time', 'step_ratio', 1.02, 'detector'),
     Target('Faster R-CNN step, stored activations', 'stored_ratio', 1.01, 'detector'),
+    *(
+        Target(figure, 'step_ratio', limit, part, 'inference', compiled, 'cpu', variant='deployed', batch=batch)
+        for figure, limit, part, compiled, batch in (
+            ('CPU inference, both deployed, batch 1', 1.02, 'deployed', False, 1),
+            ('CPU inference, both deployed, batch 8', 1.01, 'deployed', False, 8),
+            ('CPU inference, both deployed, batch 1, compiled', 1.02, 'deployed', True, 1),
+            ('CPU inference, deployed, plain as trained, batch 1', 0.95, 'deployed and trained', False, 1),
+        )
+    ),
+    Target(
+        'GPU inference, both deployed, compiled',
+        'step_ratio',
+        1.05,
+        'deployed',
+        'inference',
+        True,
+        'cuda',
+        variant='deployed',
+    ),  # fmt: skip
 )
 
 
@@ -72,8 +93,9 @@ def target_table(costs: list[Cost]) -> Table:
     device = 'cuda' if any(cost.peak_bytes for cost in costs) else 'cpu'  # only GPUs have a peak
     table = Table('figure', 'to reach', 'measured', 'p20 to p80', '', title='SE, plain network = 1')
     for target in TARGETS:
-        wanted = target.part, 'fused', target.mode, target.compiled, ''
+        wanted = target.part, target.variant, target.mode, target.compiled, ''
         found = [c for c in costs if (c.part, c.variant, c.mode, c.compiled, c.remark) == wanted]
+        found = [c for c in found if target.batch in (None, c.batch)]
         value = getattr(found[0], target.field) if found and target.device in ('any', device) else None
         cells = [target.figure, f'{"at least" if target.at_least else "at most"} {target.limit:.2f}']
         if value is None:

@@ -1,4 +1,5 @@
 import csv
+import itertools
 import re
 import runpy
 import sys
@@ -13,13 +14,16 @@ from se_mm.analysis.figures import LABELS
 def test_targets_and_variants(run, tmp_path):
     small = ('--batch-size', 4, '--size', 64, '--depth', 18, '--repeats', 3)
     code, output = run(
-        sys.executable, TOOLS / 'benchmark.py', '--parts', 'target', 'variants', *small, '--out', 'results/small',
+        sys.executable, TOOLS / 'benchmark.py', '--parts', 'target', 'variants', 'deployed', *small,
+        '--out', 'results/small',
         CUDA_VISIBLE_DEVICES='', COLUMNS=160,
     )  # fmt: skip
     assert code == 0, output
-    assert output.count('not measured') == 6  # four of GPUs, two of the detector
+    assert output.count('not measured') == 8  # five of GPUs, two of the detector, one compiled
     with open(tmp_path / 'results' / 'small.csv', newline='') as file:
         rows = {(row['part'], row['variant'], row['mode']): row for row in csv.DictReader(file)}
+    assert {name for part, name, _ in rows if part == 'deployed'} == {'plain deployed', 'deployed'}
+    assert {name for part, name, _ in rows if part == 'deployed and trained'} == {'plain', 'fused', 'deployed'}
     names = {name for part, name, _ in rows if part == 'variants'}
     assert {'plain', 'fused', 'unfused', 'mmpretrain plain', 'timm plain'} <= names
     for (_, name, mode), row in rows.items():
@@ -40,7 +44,7 @@ def test_targets_and_variants(run, tmp_path):
 
 def test_compiling_without_a_compiler(run, tmp_path):
     command = sys.executable, TOOLS / 'benchmark.py', '--parts', 'variants', '--compile'
-    code, output = run(*command, CUDA_VISIBLE_DEVICES='', CXX='no-compiler')
+    code, output = run(*command, CUDA_VISIBLE_DEVICES='', CXX='no-compiler', fork=False)
     assert code == 1 and output.splitlines()[-1].startswith('error: --compile: torch.compile needs a C++ compiler')
     assert 'Traceback' not in output and not list(tmp_path.iterdir())
 
@@ -60,6 +64,20 @@ def test_committed_numbers_are_shown(run, tmp_path):
     code, output = run(sys.executable, TOOLS / 'benchmark.py', '--plot', 'costs.csv', COLUMNS=160)
     assert code == 0 and re.search(r'stored activations .* 1\.004 .* reached', output)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['costs.csv', 'costs.png', 'costs_details.png']
+
+
+def test_page_on_deployment_quotes_the_committed_numbers():
+    costs = read_costs(ROOT / 'docs' / 'benchmark_deployed.csv')
+    found = {(cost.part, cost.variant, cost.batch, cost.compiled): cost.step_ratio for cost in costs}
+    both = 'deployed and trained'
+    for batch, compiled in itertools.product((1, 8), (False, True)):
+        ratios = [
+            found[part, name, batch, compiled]
+            for part, name in (('deployed', 'deployed'), (both, 'deployed'), (both, 'fused'))
+        ]
+        cells = [f'{ratio.p50:.2f} ({ratio.p20:.2f} to {ratio.p80:.2f})' for ratio in ratios]
+        line = f'| {batch} | {"yes" if compiled else "no"} | {" | ".join(cells)} |'
+        assert line in (ROOT / 'docs' / 'deploy.md').read_text(), line
 
 
 def test_pages_quote_the_committed_numbers():
