@@ -14,6 +14,7 @@ import json
 import os
 import runpy
 import selectors
+import signal
 import socket
 import stat
 import subprocess
@@ -45,7 +46,9 @@ IMPORTED = (
 CLIENT = """#!/bin/sh
 "exec" "{python}" "-IS" "$0" "$@"
 import json, os, signal, socket, sys
-arguments = [a for a in sys.argv[1:] if a not in ('-u', '-B')]
+arguments = sys.argv[1:]
+while arguments[:1] in (['-u'], ['-B']):
+    arguments.pop(0)
 if not arguments or not arguments[0].endswith('.py'):
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 request = json.dumps([arguments, os.getcwd(), os.getpgid(0), dict(os.environ)]).encode()
@@ -56,7 +59,10 @@ server.sendall(request)
 replies = server.makefile()
 program = int(replies.readline())
 def forward(number, frame):
-    os.kill(program, number)
+    try:
+        os.kill(program, number)
+    except ProcessLookupError:
+        pass
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
     signal.signal(number, forward)
 status = int(replies.readline() or 1)
@@ -100,8 +106,13 @@ def serve(listener: socket.socket) -> list[str]:
                 os._exit(0)
             if key.fileobj is listener:
                 client, _ = listener.accept()
-                length, files, _, _ = socket.recv_fds(client, 8, 3)
-                request = json.loads(client.makefile('rb').read(int.from_bytes(length, 'big')))
+                client.settimeout(10)
+                try:
+                    length, files, _, _ = socket.recv_fds(client, 8, 3)
+                    request = json.loads(client.makefile('rb').read(int.from_bytes(length, 'big')))
+                except (OSError, ValueError):  # the client has died
+                    client.close()
+                    continue
                 program = os.fork()
                 if not program:
                     selector.close()
@@ -109,14 +120,17 @@ def serve(listener: socket.socket) -> list[str]:
                     return become(*request, files)
                 for file in files:
                     os.close(file)
-                client.sendall(f'{program}\n'.encode())
                 programs[client] = program
                 selector.register(client, selectors.EVENT_READ, None)
                 selector.register(os.pidfd_open(program), selectors.EVENT_READ, client)
-            elif key.data is None:  # the client has died
-                selector.unregister(key.fileobj)
-                if program := programs.get(key.fileobj):
-                    os.kill(program, 9)
+                try:
+                    client.sendall(f'{program}\n'.encode())
+                except OSError:  # the client has died
+                    os.kill(program, signal.SIGKILL)
+            elif key.data is None:  # the client has died, or has been answered since
+                if key.fileobj in programs:
+                    selector.unregister(key.fileobj)
+                    os.kill(programs[key.fileobj], signal.SIGKILL)
             else:
                 client = key.data
                 selector.unregister(key.fileobj)
@@ -139,6 +153,7 @@ def become(arguments: list[str], folder: str, group: int, environment: dict[str,
     os.chdir(folder)
     for target, file in enumerate(files):
         os.dup2(file, target)
+        os.close(file)
     os.environ.clear()
     os.environ.update(environment)
     sys.path[:0] = [str(Path(arguments[0]).parent.absolute()), *filter(None, os.getenv('PYTHONPATH', '').split(':'))]
@@ -165,6 +180,7 @@ def run_file(arguments: list[str]) -> NoReturn:
 
 
 if __name__ == '__main__':
+    del sys.path[0]  # the folder of this file
     for module in IMPORTED:
         importlib.import_module(module)
     sys.stdout.flush()  # what imports have printed, or else every program would print the text again

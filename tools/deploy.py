@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
@@ -20,9 +21,10 @@ from se_mm.conversion import by_unit, features, inherited_config, largest_differ
 from se_mm.engine import guard
 from se_mm.engine.inference import prepared_images
 from se_mm.engine.weight_checks import check_checkpoint
+from se_mm.models import SECNN
 from se_mm.models.base import Backbone
 from se_mm.utils import InputError, written_whole
-from se_mm.utils.config import build_model, load_config, use_scope
+from se_mm.utils.config import build_model, config_path, load_config, use_scope
 from se_mm.weights import fetch
 
 PREFIX = 'backbone.'
@@ -54,7 +56,8 @@ def sample_inputs(args, cfg, model):
     if args.images:
         return prepared_images(cfg, model, args.images)
     channels = cfg.model.backbone.get('in_channels', 3)
-    return [torch.randn(2, channels, 224, 224, generator=torch.Generator().manual_seed(0))]
+    size = 32 if isinstance(model.backbone, SECNN) else 224  # the network's fully connected layers take no other
+    return [torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))]
 
 
 def gates_of(args):
@@ -76,12 +79,16 @@ def table_of(report, network):
 
 def main():
     args = parse_args()
+    if args.out.suffix not in ('.safetensors', '.pth'):
+        raise InputError(f'{args.out}: give a file with the suffix .safetensors or .pth')
     config = args.out.with_suffix('.py')
     for path in (args.out, config):
         if path.exists():
             raise InputError(f'{path} is already there: give another name')
     gates = gates_of(args)
     cfg = load_config(args.config)
+    if Config._is_lazy_import(str(config_path(args.config))):
+        raise InputError(f'{args.config} has the syntax of Python imports: give a config with _base_ files, as text')
     use_scope(cfg)
     if 'data_preprocessor' in cfg:  # as MMEngine's runner does
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +19,7 @@ from se_mm.registry import WEIGHT_INITIALIZERS
 from se_mm.utils.config import is_pretrained
 
 from .checks import check_stages
-from .deploy import FOLDED, Deployed, deploy
+from .deploy import Deployed, deploy
 from .se_layer import SELayer
 
 
@@ -53,7 +54,13 @@ def of_each_stage(with_se: bool | Sequence, stages: int) -> tuple[bool | tuple[b
     """Whether SE stands in each stage, or in each of its units, from one value for all or one for each stage."""
     if not isinstance(with_se, Sequence):
         return (bool(with_se),) * stages
-    return tuple(tuple(map(bool, part)) if isinstance(part, Sequence) else bool(part) for part in with_se)
+    found = [tuple(map(bool, part)) if isinstance(part, Sequence) else bool(part) for part in with_se]
+    return tuple(part if part is True or part and any(part) else False for part in found)
+
+
+def is_own_se(path: str, module: nn.Module, stage: str) -> bool:
+    """Whether a module is the SE layer of a unit of a stage, or a unit itself; and no plugin."""
+    return isinstance(module, SELayer) and bool(re.fullmatch(rf'{stage}\.\d+(\.se_layer)?', path))
 
 
 class Backbone(BaseModule):
@@ -107,6 +114,7 @@ class Backbone(BaseModule):
         self.out_indices = (n - 1,) if out_indices is None else tuple(out_indices)
         self.with_se = of_each_stage(with_se, n)
         self._units_with_se = Counter()  # that have been built, by stage
+        self._se_paths: list[list[str]] = []  # of units, by stage; empty texts for units without SE
         self.deployed, self._deploys = False, deploy
         self.se_cfg = dict(se_cfg or {}, ratio=se_ratio)
         self.with_cp = with_cp
@@ -136,6 +144,9 @@ class Backbone(BaseModule):
             raise ValueError(f'with_se[{stage}]={of_units} needs {units} entries, or one value for all')
         self.stage_names.append(f'{name}{len(self.stage_names) + 1}')
         self.add_module(self.stage_names[-1], Stage(*blocks, with_cp=self.with_cp))
+        paths = iter([path for path, module in self.named_modules() if is_own_se(path, module, self.stage_names[-1])])
+        has_se = [of_units] * units if isinstance(of_units, bool) else of_units
+        self._se_paths.append([next(paths) if has else '' for has in has_se])
         self.freeze_stages()
         if self._deploys and len(self.stage_names) == self.num_stages:
             self.eval()
@@ -165,22 +176,20 @@ class Backbone(BaseModule):
             raise RuntimeError(
                 f'{type(self).__name__} is in training mode, where batch norms depend on the batch: call eval() first'
             )
-        se_layers = [path for path, module in self.named_modules() if isinstance(module, SELayer)]
         with torch.no_grad():
             report = deploy(self, constant_gates or {})
         self.requires_grad_(False)
-        lost = {row.path for row in report if row.kind == 'SE' and row.done == FOLDED}
-        self.with_se = tuple(self._units_left(stage, se_layers, lost) for stage in range(self.num_stages))
+        self.with_se = of_each_stage(self._with_se_now(), self.num_stages)
         self.deployed = True
         return report
 
-    def _units_left(self, stage: int, se_layers: list[str], lost: set[str]) -> bool | tuple[bool, ...]:
-        """``with_se`` of a stage that had some SE layers and has lost some."""
-        paths = iter([path for path in se_layers if path.startswith(f'{self.stage_names[stage]}.')])
-        had = self.with_se[stage]
-        units = [had] * self._units_with_se[stage] if isinstance(had, bool) else had
-        left = tuple(has and next(paths) not in lost for has in units)
-        return left if len(set(left)) > 1 else any(left)
+    def _with_se_now(self) -> list[bool | list[bool]]:
+        """``with_se`` of the units as they are now."""
+        found = []
+        for paths in self._se_paths:
+            units = [bool(path) and isinstance(self.get_submodule(path), SELayer) for path in paths]
+            found.append(units if len(set(units)) > 1 else any(units))
+        return found
 
     def stem_modules(self) -> list[nn.Module]:
         """The modules with parameters before the first stage."""

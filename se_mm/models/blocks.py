@@ -127,7 +127,8 @@ class SEResidual(BaseModule):
         if isinstance(x, Tensor) and self.why_not_fused() is None:  # symbolic traces show the modules
             backend = None if self.fused_se is True else self.fused_se
             gate = None
-            if (x.is_cuda or backend == 'triton') and type(self.drop_path) is nn.Identity:
+            own = type(self).branch_gates is SEResidual.branch_gates and type(self.drop_path) is nn.Identity
+            if own and (x.is_cuda or backend == 'triton'):
                 gate = self.se_layer.as_excitation(self.factor)
             return se_tail(x, identity, self.last_norm, gate or self.branch_gates, backend, fusible=True)
         return self.plain_tail(x, identity)
@@ -248,6 +249,8 @@ class SEBlock(SEResidual):
             name, layer = build_plugin_layer(cfg, in_channels=channels, postfix=cfg.pop('postfix', ''))
             if hasattr(self, name):
                 raise ValueError(f'two plugins are named {name}: give them different postfixes')
+            if name in ('se_layer', 'downsample'):
+                raise ValueError(f'a plugin is named {name}, as another part of the unit: give it a postfix')
             self.add_module(name, layer)
             self.plugin_names[position].append(name)
 

@@ -51,7 +51,11 @@ def deploy(network: nn.Module, constant_gates: Mapping[str, Tensor]) -> list[Dep
     """Fold what can be folded in a network in evaluation mode, see :meth:`Backbone.switch_to_deploy`."""
     if unknown := [path for path in constant_gates if not isinstance(_submodule(network, path), SELayer)]:
         raise ValueError(f'constant_gates: {unknown[0]} is no SE layer of this {type(network).__name__}')
+    for path, gates in constant_gates.items():
+        _check_width(network, path, gates)
     report = [_fold_gates(network, path, gates) for path, gates in constant_gates.items()]
+    stay = {row.path: row.why for row in report if row.done == STAYS}
+    report = [row for row in report if row.done == FOLDED]
     for path, module in list(network.named_modules()):
         for conv, norm in _convolutions_with_norm(module):
             report.append(_fold_norm(module, conv, norm, f'{path}.{norm}'.lstrip('.')))
@@ -60,8 +64,10 @@ def deploy(network: nn.Module, constant_gates: Mapping[str, Tensor]) -> list[Dep
         if is_norm(module) and path not in seen:
             report.append(Deployed(path, 'norm', STAYS, 'some norms have no convolution right before them'))
     for path, module in list(network.named_modules()):
-        if isinstance(module, SELayer) and path not in constant_gates:
-            report.append(_move_squeeze(network.get_submodule(path.rpartition('.')[0]), module, path))
+        if isinstance(module, SELayer):
+            row = _move_squeeze(network.get_submodule(path.rpartition('.')[0]), module, path)
+            why = '; '.join(filter(None, (stay.get(path), row.why)))
+            report.append(row._replace(why=why))
     return report
 
 
@@ -116,6 +122,8 @@ def _fold_norm(module: nn.Module, conv_name: str, norm_name: str, path: str) -> 
 
 def why_not_before(unit: nn.Module, se_layer: SELayer) -> str | None:
     """Why SE cannot squeeze the input of a unit's last convolution; None if it can."""
+    if getattr(unit, 'se_layer', None) is not se_layer:
+        return f'{type(unit).__name__} has this SE elsewhere than at its end'
     why = getattr(unit, 'why_not_squeezed_before', lambda: f'{type(unit).__name__} has no convolution right before SE')
     if reason := why():
         return reason
@@ -151,15 +159,20 @@ def _move_squeeze(unit: nn.Module, se_layer: SELayer, path: str) -> Deployed:
     return Deployed(path, 'SE', MOVED)
 
 
+def _check_width(network: nn.Module, path: str, gates: Tensor) -> None:
+    se_layer = network.get_submodule(path)
+    channels = getattr(se_layer, se_layer.layers[-1]).conv.out_channels
+    if len(gates) != channels:
+        raise ValueError(f'constant_gates: {len(gates)} gates for the {channels} channels of {path}')
+
+
 def _fold_gates(network: nn.Module, path: str, gates: Tensor) -> Deployed:
-    parent, _, name = path.rpartition('.')
-    unit = network.get_submodule(parent)
-    layers = unit.layers_before_se() if name == 'se_layer' and hasattr(unit, 'layers_before_se') else []
+    unit = network.get_submodule(path.rpartition('.')[0])
+    owned = getattr(unit, 'se_layer', None) is network.get_submodule(path) and hasattr(unit, 'layers_before_se')
+    layers = unit.layers_before_se() if owned else []
     widths = [len(layer.weight) for layer in layers if getattr(layer, 'weight', None) is not None]
     if not layers or len(widths) < len(layers):
         return Deployed(path, 'SE', STAYS, 'no norm or convolution with weights stands before SE')
-    if sum(widths) != len(gates):
-        raise ValueError(f'constant_gates: {len(gates)} gates for the {sum(widths)} channels of {path}')
     if gates.min() < 0:
         return Deployed(path, 'SE', STAYS, 'some of its gates are below 0')
     for layer, part in zip(layers, gates.split(widths)):

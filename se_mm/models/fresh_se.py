@@ -48,7 +48,7 @@ def identity_layers(model: Backbone) -> tuple[list[nn.Module], list[nn.Module]]:
             last_layers.append(last.conv)
             before += layers
     if unfit:
-        with_se = tuple(on and stage not in unfit for on, stage in zip(model.with_se, model.stage_names))
+        with_se = tuple(stage not in unfit and on for on, stage in zip(model.with_se, model.stage_names))
         remedy = f'Set with_se={with_se}, or leave fresh_se out' if any(with_se) else 'Leave fresh_se out'
         raise InputError(
             f"init_cfg.fresh_se='identity': {', '.join(unfit.values())} cannot start as the identity. SE needs a gate "

@@ -156,7 +156,7 @@ class SELayer(BaseModule):
 
     def as_excitation(self, factor: float) -> Excitation | None:
         """The parameters of the gates times a factor, None if they are not the gates of the paper or have hooks."""
-        if len(self.layers) != 2:
+        if len(self.layers) != 2 or type(self).excite is not SELayer.excite:
             return None
         first, last = self.conv1, self.conv2
         kinds = [type(module) for module in (first.conv, last.conv, first.activate, last.activate)]

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 class Excitation(NamedTuple):
     """Gates factor * sigmoid(W2 relu(W1 z + b1) + b2) of z (N, C); a gate for :func:`se_mm.ops.se_tail`.
 
-    With the backend 'triton' one kernel computes the gates, and two kernels their gradients.
+    With the backend 'triton' one kernel computes the gates, and two kernels their gradients, if there are both biases
+    or none.
 
     Squeeze-and-Excitation Networks, Hu et al., https://arxiv.org/abs/1709.01507, equation 3.
     """
@@ -22,6 +23,11 @@ class Excitation(NamedTuple):
     w2: Tensor  # (C, R)
     b2: Tensor | None  # (C,)
     factor: float = 1.0
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether the kernels take it."""
+        return (self.b1 is None) == (self.b2 is None)
 
     def __call__(self, z: Tensor) -> Tensor:
         """Gates for z, both (N, C)."""

@@ -114,7 +114,7 @@ def se_tail(
         x = x.contiguous()
     ops, (weight, bias, statistics) = _backend(backend), _batch_norm_arguments(x, norm)
     with torch.cuda.device_of(x) if backend == 'triton' else nullcontext():  # kernels run on the current GPU
-        if backend == 'triton' and isinstance(gate, Excitation) and statistics.group is None:
+        if backend == 'triton' and isinstance(gate, Excitation) and gate.has_kernels and statistics.group is None:
             return ExcitedTail.apply(ops, x, identity, weight, bias, statistics, gate.factor, *gate[:4])
         if not torch.is_grad_enabled():
             z, normalised = normalised_means(ops, x, weight, bias, statistics)

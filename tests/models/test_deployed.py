@@ -189,7 +189,8 @@ def test_wrong_constant_gates():
     with pytest.raises(ValueError, match='3 gates for the 64 channels of layer1.0.se_layer'):
         deployed(model, {'layer1.0.se_layer': torch.ones(3)})
     network, report = deployed(model, {'layer1.0.se_layer': -torch.ones(64)})
-    assert report[0].done == STAYS and 'below 0' in report[0].why
+    (row,) = (row for row in report if row.path == 'layer1.0.se_layer')
+    assert row.done == MOVED and 'below 0' in row.why
 
 
 def test_recorded_gates_are_those_of_the_trained_network():
@@ -230,3 +231,55 @@ def test_units_without_se(name):
     assert missing and all('se_layer' in key for key in missing) and set(model.state_dict()) < set(whole.state_dict())
     with pytest.raises(ValueError, match=rf'with_se\[1\]=.* needs {units[1]} entries'):
         build(name, with_se=(True, (True,) * (units[1] + 1), *units[2:]))
+
+
+def plugin(position, **cfg):
+    return dict(plugins=[dict(cfg=dict(type='se_mm.SELayer', ratio=4, **cfg), position=position)])
+
+
+def test_se_of_plugins_stays():
+    model = trained('SEResNet-bottleneck', **plugin('after_conv2', postfix=2)).double()
+    network, report = deployed(model)
+    x = image(2, 96, 96, dtype=torch.float64)
+    assert difference(outputs(network, x), outputs(model, x)) < 1e-10
+    done = {row.path.split('.')[-1]: row.done for row in report if row.kind == 'SE'}
+    assert done == {'se_layer': MOVED, 'se_layer2': STAYS}
+    with pytest.raises(ValueError, match='a plugin is named se_layer.*postfix'):
+        build('SEResNet-bottleneck', **plugin('after_conv2'))
+
+
+@pytest.mark.parametrize(
+    'options',
+    [dict(se_cfg=dict(act_cfg=(dict(type='ReLU'), dict(type='Tanh')))), dict(norm_cfg=dict(type='BN', affine=False))],
+    ids=['gates below 0', 'no weights'],
+)
+def test_gates_that_cannot_be_folded_squeeze_before(options):
+    model = build('SEResNet-bottleneck', **options).eval()
+    network, report = deployed(model, {'layer1.0.se_layer': -torch.ones(64)})
+    (row,) = (row for row in report if row.path == 'layer1.0.se_layer')
+    assert row.done == MOVED and ('below 0' in row.why or 'weights' in row.why) and network.with_se == (True, True)
+    build('SEResNet-bottleneck', deploy=True, **options).load_state_dict(network.state_dict(), strict=True)
+
+
+def test_se_layers_that_were_replaced():
+    model = trained('SEResNet', **plugin('after_conv1', postfix=1))
+    model.layer1[0].se_layer = nn.Identity()
+    network, _ = deployed(model, {'layer2.1.se_layer': torch.ones(32)})
+    assert network.with_se == ((False, True), (True, False), True, True)
+    again = build('SEResNet', deploy=True, with_se=network.with_se, **plugin('after_conv1', postfix=1))
+    again.load_state_dict(network.state_dict(), strict=True)
+
+
+def test_nothing_is_changed_before_all_gates_are_checked():
+    model = trained('SEResNet-bottleneck')
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match='3 gates'):
+        model.switch_to_deploy({'layer1.0.se_layer': torch.ones(64), 'layer1.1.se_layer': torch.ones(3)})
+    assert before.keys() == model.state_dict().keys() and not model.deployed
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_units_that_are_all_alike_are_one_value():
+    tanh = dict(act_cfg=(dict(type='ReLU'), dict(type='Tanh')))
+    model = build('SEResNet', with_se=((False, False), False, [False, False], False), se_cfg=tanh)
+    assert model.with_se == (False,) * 4

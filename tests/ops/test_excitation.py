@@ -86,6 +86,20 @@ class _Call(nn.Module):
         return self.call(self.norm, x)
 
 
+def test_one_bias_alone():
+    excitation = excitation_of(6, 3)._replace(b2=None)
+    tensors = torch.randn(2, 2, 6, 5, 5, generator=torch.Generator().manual_seed(0))
+    outs = [se_tail(*tensors, nn.BatchNorm2d(6), excitation, backend) for backend in ('plain', 'triton')]
+    torch.testing.assert_close(*outs)
+
+
+class Doubled(SELayer):
+    """Gates twice as large."""
+
+    def excite(self, z):
+        return 2 * super().excite(z)
+
+
 def test_layers_that_have_the_gates_of_the_paper():
     layer = SELayer(64)
     z = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
@@ -98,7 +112,7 @@ def test_layers_that_have_the_gates_of_the_paper():
         SELayer(64, act_cfg=(dict(type='Swish'), dict(type='Sigmoid'))),
     ]
     layer.conv2.register_forward_hook(lambda *_: None)
-    assert [other.as_excitation(1.0) for other in (*others, layer)] == [None] * 5
+    assert [other.as_excitation(1.0) for other in (*others, layer, Doubled(64))] == [None] * 6
 
 
 class Operations(TorchDispatchMode):

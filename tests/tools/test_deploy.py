@@ -137,6 +137,7 @@ def test_constant_gates(deploy, tmp_path):
 def test_bad_input(deploy, tmp_path):
     save(CLASSIFIER, tmp_path / 'trained.pth')
     cases = {
+        'give a file with the suffix': [CLASSIFIER, tmp_path / 'trained.pth', 'new.py'],
         'is already there': [CLASSIFIER, tmp_path / 'trained.pth', tmp_path / 'trained.pth'],
         'ResNet is none of this package': ['mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', 'x.pth', 'new.pth'],
         'another architecture': [CONFIGS / 'studies' / 'se_r18_scenes8.py', tmp_path / 'trained.pth', 'new.pth'],
