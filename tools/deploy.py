@@ -11,20 +11,19 @@ import argparse
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
 import se_mm  # noqa: F401  registers the backbones
 from se_mm.analysis.constant_gates import constant_gates
-from se_mm.conversion import by_unit, features, inherited_config, largest_difference, save_weights
+from se_mm.conversion import by_unit, check_inheritable, features, inherited_config, largest_difference, save_weights
 from se_mm.engine import guard
 from se_mm.engine.inference import prepared_images
 from se_mm.engine.weight_checks import check_checkpoint
 from se_mm.models import SECNN
 from se_mm.models.base import Backbone
 from se_mm.utils import InputError, written_whole
-from se_mm.utils.config import build_model, config_path, load_config, use_scope
+from se_mm.utils.config import build_model, load_config, use_scope
 from se_mm.weights import fetch
 
 PREFIX = 'backbone.'
@@ -86,9 +85,8 @@ def main():
         if path.exists():
             raise InputError(f'{path} is already there: give another name')
     gates = gates_of(args)
+    check_inheritable(args.config)
     cfg = load_config(args.config)
-    if Config._is_lazy_import(str(config_path(args.config))):
-        raise InputError(f'{args.config} has the syntax of Python imports: give a config with _base_ files, as text')
     use_scope(cfg)
     if 'data_preprocessor' in cfg:  # as MMEngine's runner does
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 import se_mm  # noqa: F401  registers the backbones
-from se_mm.conversion import inherited_config, twin_config
+from se_mm.conversion import check_inheritable, inherited_config, twin_config
 from se_mm.engine import guard
 from se_mm.models.se_layer import VARIANTS
 from se_mm.utils import InputError, written_whole
@@ -28,6 +28,7 @@ def parse_args():
 
 def main():
     args = parse_args()
+    check_inheritable(args.config)
     cfg = load_config(args.config)
     if Path(args.out).exists():
         raise InputError(f'{args.out} is already there: give another name')

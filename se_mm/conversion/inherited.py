@@ -9,7 +9,24 @@ from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.utils import is_installed
 
+from se_mm.utils import InputError
 from se_mm.utils.config import config_path
+
+
+def check_inheritable(config: str | os.PathLike) -> None:
+    """Check that a config in MMEngine's usual syntax can inherit from another one.
+
+    Args:
+        config: see :func:`se_mm.utils.config.config_path`.
+
+    Raises:
+        InputError: the config is missing, or has the syntax of Python imports.
+    """
+    path = config_path(config)
+    if Config._is_lazy_import(str(path)):
+        raise InputError(
+            f'config {config} inherits by Python imports, and the config to write cannot: give a config with _base_'
+        )
 
 
 def inherited_config(config: str | os.PathLike, out: str | os.PathLike, changes: dict) -> str:

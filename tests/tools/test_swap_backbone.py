@@ -48,3 +48,13 @@ def test_mistakes_are_named(run, tmp_path):
         code, output = run(*swap, *arguments)
         assert code == 1 and message in output and 'Traceback' not in output
     assert not (tmp_path / 'a.py').exists()
+
+
+def test_a_config_that_imports_its_bases_is_refused(run, tmp_path):
+    (tmp_path / 'lazy.py').write_text(
+        'from mmengine.config import read_base\n\nwith read_base():\n    from .base import *\n'
+    )
+    for tool, rest in (('swap_backbone.py', ['new.py']), ('deploy.py', ['x.pth', 'new.pth'])):
+        code, output = run(sys.executable, TOOLS / tool, 'lazy.py', *rest)
+        assert code == 1 and 'lazy.py inherits by Python imports' in output, output
+    assert [path.name for path in tmp_path.iterdir()] == ['lazy.py']
