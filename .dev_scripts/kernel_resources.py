@@ -59,9 +59,9 @@ def tiles(dtype, layout):
     flags = dict(BATCH=True, UPDATE=True, BIAS=True)
     found = {name: {**of_maps, **flags} for name in OF_MAPS}
     found.update({name: {**of_rows, **flags} for name in OF_ROWS})
-    found['_gate_gradients'] = {**of_rows, 'BLOCK_C': 256}
+    found['_gate_gradients'] = {**of_rows, 'BLOCK_C': triton_passes.GATE_ROWS}
     found['_gates'] = found['_excitation_gradients'] = {**of_gates, **flags}
-    found['_excitation_weights'] = {**of_gates, 'BLOCK_C': 32, 'BLOCK_R': 64}
+    found['_excitation_weights'] = {**of_gates, **triton_passes.WEIGHTS_TILE}
     return found
 
 
@@ -143,9 +143,8 @@ shortcut and writes the output. Backward, `masked_sums` reads the gradient, the 
 before ReLU, and `input_gradient` reads this gradient and x and writes the gradient of x. These are 11 maps, as many
 bytes as the definition of the passes needs.
 
-A tail in training launches 5 kernels forward and 6 backward; tests/ops/test_excitation.py counts them. Tiles have 2048
-elements. With 4096 elements, kernels of channels_last maps in half precision needed 80 to 119 registers, and 25 to 38 %
-of the warps were resident.
+A tail in training launches 5 kernels forward and 6 backward; tests/ops/test_excitation.py counts them. A tile
+has 2048 elements. Larger tiles need more registers, and fewer warps are resident.
 """
 
 

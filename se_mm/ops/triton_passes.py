@@ -16,6 +16,8 @@ from . import excitation_kernels, kernels, passes
 from .excitation import Excitation
 from .passes import Normalised, Rows, Statistics, accumulation_dtype
 
+GATE_ROWS = 256  # of a program of the kernel of the gates' gradients
+WEIGHTS_TILE = dict(BLOCK_C=32, BLOCK_R=64)  # of the kernel of the excitation's weights
 PROGRAMS = 1024  # that a reduction is split into if it has fewer rows; several for each multiprocessor
 
 
@@ -183,8 +185,8 @@ def excitation_gradients(
     (squeezed, channels), z = w1.shape, vectors[1]
     dw1, db1 = gates.new_empty(squeezed, channels), gates.new_empty(squeezed)
     dw2, db2 = gates.new_empty(channels, squeezed), gates.new_empty(channels)
-    grid = triton.cdiv(channels, 32), triton.cdiv(squeezed, 64)
-    sizes = dict(N=len(gates), C=channels, R=squeezed, ACC=arguments['ACC'], BLOCK_C=32, BLOCK_R=64)
+    grid = triton.cdiv(channels, WEIGHTS_TILE['BLOCK_C']), triton.cdiv(squeezed, WEIGHTS_TILE['BLOCK_R'])
+    sizes = dict(N=len(gates), C=channels, R=squeezed, ACC=arguments['ACC'], **WEIGHTS_TILE)
     excitation_kernels._excitation_weights_kernel[grid](z, hidden, ds, dhidden, dw1, db1, dw2, db2, **sizes)
     return g, message, dz, (dw1, db1, dw2, db2)
 
@@ -205,7 +207,10 @@ def gate_gradients(
     mean = vectors[0]
     g, sums = _masked_sums(grad, out, x, mean)
     message, dgates = torch.empty_like(vectors), torch.empty_like(mean)
-    grid, arguments = (triton.cdiv(mean.numel(), 256),), dict(rows=mean.numel(), ACC=_accumulator(mean), BLOCK_C=256)
+    grid, arguments = (
+        (triton.cdiv(mean.numel(), GATE_ROWS),),
+        dict(rows=mean.numel(), ACC=_accumulator(mean), BLOCK_C=GATE_ROWS),
+    )
     kernels._gate_gradients_kernel[grid](
         sums, vectors, gates.contiguous(), message, dgates, splits=len(sums), **arguments
     )
