@@ -18,12 +18,12 @@ import se_mm  # noqa: F401  registers the backbones
 from se_mm.analysis.constant_gates import constant_gates
 from se_mm.conversion import by_unit, check_inheritable, features, inherited_config, largest_difference, save_weights
 from se_mm.engine import guard
-from se_mm.engine.inference import prepared_images
+from se_mm.engine.inference import build_whole_model, prepared_images
 from se_mm.engine.weight_checks import check_checkpoint
 from se_mm.models import SECNN
 from se_mm.models.base import Backbone
 from se_mm.utils import InputError, written_whole
-from se_mm.utils.config import build_model, load_config, use_scope
+from se_mm.utils.config import load_config
 from se_mm.weights import fetch
 
 PREFIX = 'backbone.'
@@ -87,10 +87,7 @@ def main():
     gates = gates_of(args)
     check_inheritable(args.config)
     cfg = load_config(args.config)
-    use_scope(cfg)
-    if 'data_preprocessor' in cfg:  # as MMEngine's runner does
-        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    model = build_model(cfg)
+    model = build_whole_model(cfg)
     network = getattr(model, 'backbone', None)
     if not isinstance(network, Backbone):
         raise InputError(f'{args.config}: its backbone {type(network).__name__} is none of this package')

@@ -51,6 +51,18 @@ def classes_of(cfg: Config, checkpoint: dict) -> list[str] | None:
     return None
 
 
+def build_whole_model(cfg: Config) -> nn.Module:
+    """The model of a config with its data preprocessor, as MMEngine's runner builds it.
+
+    Raises:
+        InputError: of :func:`use_scope` and :func:`build_model`.
+    """
+    use_scope(cfg)
+    if 'data_preprocessor' in cfg:
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    return build_model(cfg)
+
+
 def prepared_images(cfg: Config, model: nn.Module, images: list[str]) -> list[Tensor]:
     """Image files as a model's backbone gets them, each (1, C, H, W).
 
@@ -89,10 +101,7 @@ def predictor(
     """
     if 'test_dataloader' not in cfg:
         raise InputError(f'{cfg.filename} has no test_dataloader, whose pipeline prepares images')
-    use_scope(cfg)
-    if 'data_preprocessor' in cfg:  # as MMEngine's runner does
-        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    model = build_model(cfg)
+    model = build_whole_model(cfg)
     classes = classes_of(cfg, check_checkpoint(checkpoint, model, training=False))
     device = device or get_device()
     if cfg.default_scope == 'mmpretrain':
