@@ -8,6 +8,7 @@ from mmengine.registry import DATASETS as ROOT_DATASETS
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import METRICS as ROOT_METRICS
 from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import OPTIM_WRAPPERS as ROOT_OPTIM_WRAPPERS
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.registry import WEIGHT_INITIALIZERS as ROOT_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
@@ -19,6 +20,9 @@ HOOKS = Registry(
     parent=ROOT_HOOKS,
     scope='se_mm',
     locations=[f'se_mm.engine.{name}' for name in ('hooks', 'exact_resume', 'interruptions', 'hanging')],
+)
+OPTIM_WRAPPERS = Registry(
+    'optimizer wrapper', parent=ROOT_OPTIM_WRAPPERS, scope='se_mm', locations=['se_mm.engine.mixed_precision']
 )
 TRANSFORMS = Registry('transform', parent=ROOT_TRANSFORMS, scope='se_mm', locations=['se_mm.datasets'])
 METRICS = Registry('metric', parent=ROOT_METRICS, scope='se_mm', locations=['se_mm.evaluation'])

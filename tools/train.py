@@ -32,7 +32,7 @@ ADDED_HOOKS = ('CheckFiniteHook', 'ExactResumeHook', 'StopOnSignalHook', 'NameHa
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file, or PACKAGE::NAME of an installed package')
-    parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
+    parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision, on CPUs in bfloat16')
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help="scale the learning rate with the run's batch size"
     )
@@ -55,11 +55,11 @@ def parse_args():
 
 
 def apply_args(cfg: Config, args: argparse.Namespace) -> None:
-    if args.amp:
-        if not torch.cuda.is_available():
-            raise InputError('--amp: mixed precision needs a GPU, and this run has none: leave out --amp')
+    if args.amp and torch.cuda.is_available():
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    elif args.amp:
+        cfg.optim_wrapper.type = 'se_mm.CPUAmpOptimWrapper'
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise InputError(f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size to scale from')

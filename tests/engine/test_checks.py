@@ -337,7 +337,6 @@ def test_tool_prints_one_line_and_writes_nothing(run, tmp_path, tmp_path_factory
     for arguments, words in (
         (['train.py', 'no.py'], 'error: config no.py does not exist'),
         (['train.py', CONFIGS / '_base_' / 'schedule_1x.py'], 'has no model'),
-        (['train.py', DETECTOR, '--amp'], '--amp: mixed precision needs a GPU'),
         (['train.py', DETECTOR, '--compile'], 'compile: torch.compile needs a C++ compiler on a CPU'),
         (['test.py', DETECTOR, weights, '--compile'], 'compile: torch.compile needs a C++ compiler on a CPU'),
         (['train.py', broken], 'broken.py cannot be read'),

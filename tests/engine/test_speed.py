@@ -46,6 +46,18 @@ def test_training_and_test_with_all_options(run, scenes, tmp_path):
     assert code == 0 and logged and re.findall(r'Epoch\(test\).*top1: ([\d.]+)', output) == logged, output
 
 
+def test_amp_on_cpus_computes_in_bfloat16(run, scenes, tmp_path):
+    train = [sys.executable, TOOLS / 'train.py', CLASSIFIER, *options(scenes)]
+    code, usual = run(*train, '--work-dir', tmp_path / 'usual', CUDA_VISIBLE_DEVICES='')
+    assert code == 0, usual
+    code, output = run(*train, '--work-dir', tmp_path / 'amp', '--amp', CUDA_VISIBLE_DEVICES='')
+    assert code == 0 and len(losses(output)) == 8, output
+    assert losses(output) != losses(usual) and losses(output) == pytest.approx(losses(usual), rel=0.1)
+    saved = torch.load(tmp_path / 'amp' / 'epoch_2.pth', weights_only=False)
+    floats = {x.dtype for x in saved['state_dict'].values() if x.is_floating_point()}
+    assert floats == {torch.float32}
+
+
 def test_channels_last_hook_keeps_what_the_model_starts_from(scenes, tmp_path):
     cfg = load_config(CLASSIFIER, {'data_root': str(scenes), 'train_cfg.max_epochs': 1}, str(tmp_path))
     use_scope(cfg)
