@@ -72,6 +72,7 @@ def train_and_test(
     share: float,
     advance: Callable[[float], None],
     options: Iterable = (),
+    train_options: Iterable = (),
     **environment: str,
 ) -> None:
     """Train, from the latest checkpoint if there is one, and evaluate the checkpoint that was saved last.
@@ -83,6 +84,7 @@ def train_and_test(
         share: the part of the time that training takes.
         advance: is called with the finished part of both.
         options: of train.py and test.py.
+        train_options: of train.py alone.
         **environment: variables for both.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +97,7 @@ def train_and_test(
 
     if not processes:
         environment['PYTHONPATH'] = f'{ROOT}{os.pathsep}{os.environ.get("PYTHONPATH", "")}'
-    train = [*command('train', config), '--resume']
+    train = [*command('train', config), *train_options, '--resume']
     run(train, folder / 'train.log', lambda part: advance(share * part), **environment)
     checkpoint = (folder / 'last_checkpoint').read_text().strip()
     test = command('test', config, checkpoint)

@@ -96,6 +96,7 @@ def finish(run: StudyRun, folder: Path, args: argparse.Namespace, follower: Foll
         share=1 - TEST_SHARE,
         advance=advance,
         options=options,
+        train_options=run.study.train_options,
         OMP_NUM_THREADS=os.environ.get('OMP_NUM_THREADS', str(threads)),
         PORT=str(free_port()),  # of the distributed launcher: others run beside it
     )

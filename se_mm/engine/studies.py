@@ -29,6 +29,7 @@ class Study:
         groups: configs, as paths, and the seeds for each of them.
         processes: of a run.
         options: of tools/train.py and tools/test.py.
+        train_options: of tools/train.py alone.
         title: for the page of results.
         about: Markdown text for the page of results.
         comparisons: names of two configs each, the baseline first.
@@ -38,6 +39,7 @@ class Study:
     groups: list[tuple[list[Path], list[int]]]
     processes: int = 1
     options: tuple[str, ...] = ()
+    train_options: tuple[str, ...] = ()
     title: str = ''
     about: str = ''
     comparisons: tuple[tuple[str, str], ...] = ()
@@ -75,7 +77,8 @@ class StudyRun:
         """What trains it, from the folder of the project."""
         config = self.config.relative_to(ROOT) if self.config.is_relative_to(ROOT) else self.config
         start = 'python tools/train.py {}' if self.study.processes == 1 else 'tools/dist_train.sh {} {}'
-        return ' '.join([start.format(config, self.study.processes), *self.arguments()])
+        options = [*self.study.train_options, *self.arguments()]
+        return ' '.join([start.format(config, self.study.processes), *options])
 
     def arguments(self) -> list[str]:
         """Options of tools/train.py and tools/test.py."""
@@ -139,6 +142,7 @@ def read_study(path: Path) -> Study:
             groups=groups,
             processes=int(content.pop('processes', 1)),
             options=tuple(str(part) for part in content.pop('options', ())),
+            train_options=tuple(str(part) for part in content.pop('train_options', ())),
             title=str(content.pop('title', path.stem)),
             about=str(content.pop('about', '')),
             comparisons=tuple((str(first), str(second)) for first, second in content.pop('comparisons', ())),
@@ -149,8 +153,8 @@ def read_study(path: Path) -> Study:
         ) from error
     if content:
         raise InputError(
-            f'study {path} has unknown keys {", ".join(content)}: it has title, about, runs, comparisons, processes '
-            'and options'
+            f'study {path} has unknown keys {", ".join(content)}: it has title, about, runs, comparisons, processes, '
+            'options and train_options'
         )
     for config in {config for configs, _ in groups for config in configs}:
         if not config.is_file():

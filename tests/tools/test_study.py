@@ -31,7 +31,10 @@ def write_study(folder, content, config=CONFIG):
 
 
 def test_study_goes_on_after_an_interruption(run, scenes, tmp_path):
-    path = write_study(tmp_path, dict(options=['--channels-last'], runs=[dict(configs=['tiny'], seeds=[3, 1])]))
+    path = write_study(
+        tmp_path,
+        dict(options=['--channels-last'], train_options=['--amp'], runs=[dict(configs=['tiny'], seeds=[3, 1])]),
+    )
     command = [sys.executable, TOOLS / 'study.py', path, '--data-root', scenes, '--jobs', '2']
     command += ['--work-dir', tmp_path / 'work', '--results', tmp_path / 'results']
     folders = [tmp_path / 'work' / 'small' / f'tiny_seed{seed}' for seed in (3, 1)]
@@ -55,7 +58,8 @@ def test_study_goes_on_after_an_interruption(run, scenes, tmp_path):
         assert result['metrics'] == json.loads((folder / 'metrics.json').read_text())['metrics']
         assert (result['study'], result['config'], result['seed']) == ('small', 'tiny', seed)
         assert (
-            len(result['starts']) == 2 and f'--channels-last --cfg-options randomness.seed={seed}' in result['command']
+            len(result['starts']) == 2
+            and f'--amp --channels-last --cfg-options randomness.seed={seed}' in result['command']
         )
         loss, error = (result['curves'][name]['points'] for name in ('training loss', 'top-1 error, %'))
         assert [position for position, _ in loss] == [epoch / 2 for epoch in range(1, 31)]
