@@ -1,131 +1,213 @@
-"""Export a classifier, or the backbone of any model, to ONNX, and check it with onnxruntime.
+"""Export a classifier, a detector or a backbone to ONNX, and check the file on images.
 
-The input is a batch of normalised images, (N, C, H, W), float32. The file's metadata say the order of their channels,
-and which mean and std (0 to 255, in that order) the config has. A classifier's output are its scores before softmax,
-a backbone's the maps of its stages.
+The network is prepared for inference as by tools/deploy.py. The input, images, is a batch of normalised images,
+(N, C, H, W), float32; a detector takes one image and pads it. The outputs are the scores before softmax of a
+classifier; the boxes (K, 4), scores (K,) and labels (K,) of a detector; the maps of a backbone's stages. The file's
+metadata say how images are prepared, and name the classes.
 """
 
 import argparse
-import logging
-import warnings
+import copy
+import importlib
+import json
+from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.registry import MODELS
 from packaging.version import Version
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 import se_mm  # noqa: F401  registers the backbones
+from se_mm.conversion.onnx_file import RUNTIMES, export_onnx, largest_share, largest_shift
+from se_mm.conversion.traceable import is_detector, traceable
 from se_mm.engine import guard
+from se_mm.engine.inference import build_whole_model, classes_of, pipeline_outputs, test_steps
 from se_mm.engine.weight_checks import check_checkpoint
 from se_mm.models.base import Backbone
 from se_mm.utils import InputError, written_whole
-from se_mm.utils.config import load_config, use_scope
-from se_mm.weights import load_backbone
+from se_mm.utils.config import load_config, type_name
+from se_mm.version import __version__
+from se_mm.weights import fetch, load_backbone
+
+STATISTICS = dict(mean='[0, 0, 0]', std='[1, 1, 1]')  # of a file without
+NEEDED = dict(onnx='onnx', onnxscript='onnx', onnxruntime='onnx', openvino='openvino')  # packages, and their extras
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file, or PACKAGE::NAME of an installed package')
     parser.add_argument('checkpoint', help='checkpoint of the model; with --backbone anything that init_cfg takes')
-    parser.add_argument('out', help='file to write, .onnx')
+    parser.add_argument('out', type=Path, help='file to write, .onnx')
     parser.add_argument('--backbone', action='store_true', help='only the backbone, with the feature maps as output')
     parser.add_argument('--size', type=int, nargs=2, default=(224, 224), metavar=('H', 'W'), help='[224 224]')
-    parser.add_argument('--batch', type=int, default=1, help='number of images [1]')
-    parser.add_argument('--dynamic', action='store_true', help='any number of images of any size')
+    parser.add_argument('--batch', type=int, default=1, help='number of images; 1 for detectors [1]')
+    parser.add_argument(
+        '--dynamic', action='store_true', help='images of any size, and any number of them unless for a detector'
+    )
     parser.add_argument('--opset', type=int, default=18, help='version of the operators, at least 18 [18]')
+    parser.add_argument(
+        '--runtimes', nargs='+', choices=list(RUNTIMES), default=['onnxruntime'], help='check with [onnxruntime]'
+    )
+    parser.add_argument(
+        '--images', nargs='+', default=[], metavar='IMAGE', help='files to check on [images of random numbers]'
+    )
     parser.add_argument('--tolerance', type=float, default=1e-4, help='largest difference, of the largest value [1e-4]')
     args = parser.parse_args()
     if args.opset < 18 or min(args.batch, *args.size) < 1:
         parser.error('--opset starts at 18; --batch and --size at 1')
+    if args.images and args.backbone:
+        parser.error('--images is for whole models: leave out --backbone')
     return args
 
 
-def build(args):
-    """The model, the channels of its input, the names of its outputs and the config of its images."""
-    cfg = load_config(args.config)
-    use_scope(cfg)
-    images = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-    channels = cfg.model.backbone.get('in_channels', 3)
+def check_packages(args):
+    for name in ('onnx', 'onnxscript', 'onnxruntime', *args.runtimes):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise InputError(f"exporting needs {error.name}: pip install 'se_mm[{NEEDED[name]}]'") from error
+    if Version(torch.__version__) < Version('2.6'):
+        raise InputError(f'torch {torch.__version__} cannot export batch norms this way: use 2.6 or newer')
+    import onnx
+
+    if args.opset > (newest := onnx.defs.onnx_opset_version()):
+        raise InputError(f'--opset {args.opset}: the newest that onnx {onnx.__version__} knows is {newest}')
+
+
+def build(args, cfg):
+    """The network with its weights, and the names of its classes."""
     if args.backbone:
         cfg.model.backbone.pop('init_cfg', None)
-        model = MODELS.build(cfg.model.backbone)
-        if not isinstance(model, Backbone):
-            raise InputError(f'{args.config}: its backbone {type(model).__name__} is none of this package')
-        load_backbone(model, args.checkpoint)
-        return model.eval(), channels, [f'stage{i + 1}' for i in model.out_indices], images
-    if cfg.default_scope != 'mmpretrain':
-        raise InputError(f'{args.config}: whole detectors are exported by mmdeploy; the backbone by --backbone')
-    model = MODELS.build(cfg.model)
-    check_checkpoint(args.checkpoint, model, training=False)
-    return model.eval(), channels, ['scores'], images
+        backbone = build_whole_model(cfg).backbone
+        if not isinstance(backbone, Backbone):
+            raise InputError(f'{args.config}: its backbone {type(backbone).__name__} is none of this package')
+        load_backbone(backbone, args.checkpoint)
+        return backbone.eval(), None
+    model = build_whole_model(cfg)
+    checkpoint = check_checkpoint(str(fetch(args.checkpoint)), model, training=False)
+    return model.eval(), classes_of(cfg, checkpoint) if 'test_dataloader' in cfg else None
 
 
-def export(model: nn.Module, channels, args, outputs):
-    """The ONNX model of the traced network."""
-    size = (args.batch, channels, *args.size)
-    dynamic = None
-    if args.dynamic:
-        size = (2, *size[1:])  # one image would be taken for a constant
-        dynamic = ({axis: torch.export.Dim.AUTO for axis in (0, 2, 3)},)
-    # It warns of rounded sizes of dynamic inputs; largest_differences tries such sizes.
-    logging.getLogger('torch.fx.experimental.symbolic_shapes').setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        traced = torch.export.export(model, (torch.zeros(size),), dynamic_shapes=dynamic)
-        program = torch.onnx.export(
-            traced, input_names=['images'], output_names=outputs, opset_version=args.opset, dynamo=True, verbose=False
-        )
-    return program.model_proto
+def deployed(network):
+    """A copy for inference, and the same weights as they were."""
+    copied = copy.deepcopy(network)
+    backbone = copied if isinstance(copied, Backbone) else getattr(copied, 'backbone', None)
+    if isinstance(backbone, Backbone) and not backbone.deployed:
+        backbone.switch_to_deploy()
+    return copied
 
 
-def largest_differences(content, model, channels, args):
-    """Largest difference of onnxruntime's outputs from the model's, as a share of the largest value, by input size."""
-    import onnxruntime
+def preparation(cfg, classes, detector):
+    """What a program has to know of the file: all values are JSON."""
+    images = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    known = dict(se_mm_version=__version__)
+    if images.get('mean') is not None:
+        order = 'RGB' if images.get('bgr_to_rgb') or images.get('to_rgb') else 'BGR'
+        known.update(channels=order, mean=list(images['mean']), std=list(images['std']))
+    if classes:
+        known.update(classes=classes)
+    if 'test_dataloader' in cfg:
+        steps = [dict(step) for step in test_steps(cfg) if type_name(step) in ('Resize', 'ResizeEdge', 'CenterCrop')]
+        known.update(pipeline=steps)
+    if detector:
+        test_cfg = cfg.model.get('test_cfg') or {}
+        known.update(test_cfg=test_cfg.to_dict() if hasattr(test_cfg, 'to_dict') else test_cfg)
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in known.items()}
 
-    session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
+
+def random_images(args, channels, detector):
+    """Images of random numbers, of other sizes too where the file takes them, by name."""
     height, width = args.size
     sizes = [(args.batch, channels, height, width)]
     if args.dynamic:
-        sizes += [(3, channels, height + 33, width), (1, channels, height, width + 1)]
-    differences = {}
-    for size in sizes:
-        images = torch.randn(size, generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            expected = model(images)
-        expected = expected if isinstance(expected, tuple) else (expected,)
-        actual = session.run(None, dict(images=images.numpy()))
-        differences[size] = max(
-            float(np.abs(a - e.numpy()).max() / e.abs().max()) for a, e in zip(actual, expected, strict=True)
-        )
-    return differences
+        sizes += [(1 if detector else 3, channels, height + 33, width), (1, channels, height, width + 1)]
+    return {'x'.join(map(str, size)): torch.randn(size, generator=torch.Generator().manual_seed(0)) for size in sizes}
+
+
+def image_files(args, cfg, metadata):
+    """Image files as the metadata say: resized by the config's pipeline, and normalised."""
+    if 'test_dataloader' not in cfg:
+        raise InputError(f'{args.config} has no test_dataloader, whose pipeline prepares --images')
+    mean, std = (torch.tensor(json.loads(metadata.get(key, value)))[:, None, None] for key, value in STATISTICS.items())
+    found = {}
+    for path, sample in zip(args.images, pipeline_outputs(cfg, args.images)):
+        image = sample['inputs'].float()  # as OpenCV reads it: BGR
+        image = image.flip(0) if metadata.get('channels') == 'RGB' else image
+        found[path] = ((image - mean) / std)[None]
+        if not args.dynamic and found[path].shape[-2:] != args.size:
+            height, width = found[path].shape[-2:]
+            raise InputError(f'{path} has {height}x{width} pixels for the network: give --size {height} {width}')
+    return found
+
+
+@torch.no_grad()
+def expected_outputs(model, images):
+    """What PyTorch computes: for a detector by MMDetection."""
+    if not is_detector(model):
+        outputs = model(images)
+        return [output.numpy() for output in (outputs if isinstance(outputs, tuple) else (outputs,))]
+    from mmdet.structures import DetDataSample
+
+    height, width = images.shape[-2:]
+    divisor = model.data_preprocessor.pad_size_divisor
+    padded = nn.functional.pad(images, (0, -width % divisor, 0, -height % divisor))
+    shapes = dict(img_shape=(height, width), ori_shape=(height, width), batch_input_shape=tuple(padded.shape[-2:]))
+    sample = DetDataSample(metainfo=dict(shapes, scale_factor=(1.0, 1.0), pad_shape=shapes['batch_input_shape']))
+    found = model.predict(padded, [sample], rescale=False)[0].pred_instances
+    return [found.bboxes.numpy(), found.scores.numpy(), found.labels.numpy()]
+
+
+def check(args, content, model, images):
+    """Print how far runtimes are from PyTorch.
+
+    Raises:
+        InputError: further than --tolerance, or a runtime cannot run the file.
+    """
+    table, largest = Table('images', 'runtime', 'largest difference', 'objects'), 0.0
+    for runtime in args.runtimes:
+        try:
+            run = RUNTIMES[runtime](content)
+        except Exception as error:  # each runtime has its own errors
+            raise InputError(f'{args.out} is not written: {runtime} cannot load it: {error}') from error
+        for name, batch in images.items():
+            expected, actual = expected_outputs(model, batch), run(batch.numpy())
+            if is_detector(model):
+                difference, objects = largest_shift(actual, expected, max(batch.shape[-2:])), str(len(expected[1]))
+            else:
+                difference, objects = largest_share(actual, expected), ''
+            table.add_row(name, runtime, f'{difference:.1e}', objects)
+            largest = max(largest, difference) if difference == difference else np.inf
+    Console(width=None if Console().is_terminal else 160).print(table)
+    if not largest <= args.tolerance:
+        raise InputError(f'{args.out} is not written: differences are larger than --tolerance {args.tolerance}')
 
 
 def main():
     args = parse_args()
+    check_packages(args)
+    cfg = load_config(args.config)
+    model, classes = build(args, cfg)
     try:
-        import onnx
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise InputError(f"exporting needs {error.name}: pip install 'se_mm[onnx]'") from error
-    model, channels, outputs, images = build(args)
-    if Version(torch.__version__) < Version('2.6'):
-        raise InputError(f'torch {torch.__version__} cannot export batch norms this way: use 2.6 or newer')
-    exported = export(model, channels, args, outputs)
-    if images.get('mean') is not None:
-        order = 'RGB' if images.get('bgr_to_rgb') or images.get('to_rgb') else 'BGR'
-        onnx.helper.set_model_props(exported, dict(channels=order, **{k: str(images[k]) for k in ('mean', 'std')}))
-    content = exported.SerializeToString()
-    differences = largest_differences(content, model, channels, args)
-    table = Table('input', 'largest difference')
-    for size, difference in differences.items():
-        table.add_row('x'.join(map(str, size)), f'{difference:.1e}')
-    Console().print(table)
-    if not max(differences.values()) <= args.tolerance:
-        raise InputError(f'{args.out} is not written: onnxruntime differs by more than --tolerance {args.tolerance}')
+        network = traceable(deployed(model))
+    except ValueError as error:
+        raise InputError(f'{args.config} has no export: {error}; --backbone exports the backbone') from error
+    detector = is_detector(model)
+    if detector and args.batch != 1:
+        raise InputError(f'--batch {args.batch}: a detector is exported for one image')
+    metadata = preparation(cfg, classes, detector)
+    channels = cfg.model.backbone.get('in_channels', 3)
+    images = image_files(args, cfg, metadata) if args.images else random_images(args, channels, detector)
+    if detector:
+        outputs = ['boxes', 'scores', 'labels']
+    else:
+        outputs = [f'stage{i + 1}' for i in model.out_indices] if args.backbone else ['scores']
+    dynamic = () if not args.dynamic else (2, 3) if detector else (0, 2, 3)
+    number = 2 if 0 in dynamic else args.batch  # one image would be taken for a constant
+    example = torch.zeros(number, channels, *args.size)
+    content = export_onnx(network, example, outputs, dynamic=dynamic, opset=args.opset, metadata=metadata)
+    check(args, content, model, images)
     with written_whole(args.out) as temporary:
         temporary.write_bytes(content)
     print(f'written: {args.out} (outputs {", ".join(outputs)})')

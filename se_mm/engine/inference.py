@@ -74,11 +74,25 @@ def prepared_images(cfg: Config, model: nn.Module, images: list[str]) -> list[Te
     Raises:
         InputError: an image is missing or damaged.
     """
-    check_images(images, 'the command line')
-    (*_, dataset) = leaf_datasets(cfg.test_dataloader.dataset)
-    pipeline = Compose([step for step in dataset['pipeline'] if type_name(step) != 'LoadAnnotations'])
-    found = [pseudo_collate([pipeline(dict(img_path=image, img_id=i))]) for i, image in enumerate(images)]
+    found = (pseudo_collate([sample]) for sample in pipeline_outputs(cfg, images))
     return [model.data_preprocessor(batch, False)['inputs'] for batch in found]
+
+
+def pipeline_outputs(cfg: Config, images: list[str]) -> list[dict]:
+    """What the test pipeline of a config makes of image files: ``inputs``, uint8 (C, H, W), and ``data_samples``.
+
+    Raises:
+        InputError: an image is missing or damaged.
+    """
+    check_images(images, 'the command line')
+    pipeline = Compose(test_steps(cfg))
+    return [pipeline(dict(img_path=image, img_id=i)) for i, image in enumerate(images)]
+
+
+def test_steps(cfg: Config) -> list[dict]:
+    """The test pipeline of a config, without loading of annotations."""
+    (*_, dataset) = leaf_datasets(cfg.test_dataloader.dataset)
+    return [step for step in dataset['pipeline'] if type_name(step) != 'LoadAnnotations']
 
 
 def predictor(

@@ -127,7 +127,8 @@ class SELayer(BaseModule):
         check_act_cfg(act_cfg)
         act, gate = act_cfg
         self.squeeze = SQUEEZES[squeeze]()
-        conv_type = nn.Conv2d if squeeze == 'none' else VectorConv2d
+        self.vectors = squeeze != 'none'  # whether the layers compute vectors (N, C), and not maps
+        conv_type = VectorConv2d if self.vectors else nn.Conv2d
         self.layers = []
         widths = [channels, *(factor * squeeze_channels for factor in VARIANTS[variant]), channels]
         for i, (cin, cout) in enumerate(zip(widths, widths[1:]), 1):
@@ -149,7 +150,7 @@ class SELayer(BaseModule):
             self._start_gates()
 
     def excite(self, z: Tensor) -> Tensor:
-        """The gates s for the squeezed z, both (N, C), or without squeeze both (N, C, H, W)."""
+        """The gates s for the squeezed z, both (N, C), or both maps where ``vectors`` is False."""
         for name in self.layers:
             z = getattr(self, name)(z)
         return z
@@ -169,9 +170,18 @@ class SELayer(BaseModule):
 
     def gates(self, x: Tensor) -> Tensor:
         """The gates s for a map (N, C, H, W): (N, C, 1, 1), or without squeeze (N, C, H, W)."""
-        if isinstance(self.squeeze, nn.Identity):
-            return self.excite(x)
-        return self.excite(self.squeeze(x).flatten(1))[:, :, None, None]
+        z = self.squeeze(x)
+        return self.excite(z.flatten(1))[:, :, None, None] if self.vectors else self.excite(z)
+
+    def use_maps(self) -> None:
+        """Compute the gates as maps (N, C, 1, 1) by convolutions, the form that runtimes other than torch look for."""
+        self.vectors = False
+        for name in self.layers:
+            layer = getattr(self, name)
+            if type(layer.conv) is VectorConv2d:
+                conv = nn.Conv2d(layer.conv.in_channels, layer.conv.out_channels, 1, bias=False)
+                conv.weight, conv.bias = layer.conv.weight, layer.conv.bias
+                layer.conv = conv
 
     def scale(self, x: Tensor) -> Tensor:
         """Former name of :meth:`gates`."""

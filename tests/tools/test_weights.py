@@ -1,22 +1,17 @@
-"""Converting, releasing and exporting weights, and checkpoints that would run code, as a user meets them."""
+"""Converting and releasing weights, and checkpoints that would run code, as a user meets them."""
 
 import json
 import os
-import re
 import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
-import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import timm
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from packaging.version import Version
 
 from conftest import CONFIGS, TOOLS
 from se_mm.conversion import save_weights
@@ -227,50 +222,3 @@ def test_trusted_file_is_run_on_request(run, scenes, hostile, tmp_path):
     code, output = run(*tool('test', CLASSIFIER, hostile, '--unsafe-pickle'), *data(scenes))
     assert code == 0 and 'unsafe pickles are allowed' in output, output
     assert (tmp_path / 'was_run').exists()
-
-
-exports = pytest.mark.skipif(
-    Version(torch.__version__) < Version('2.6'), reason='torch 2.5 cannot export batch norms this way'
-)
-
-
-@exports
-@pytest.mark.parametrize('options', [[], ['--dynamic']], ids=['fixed', 'dynamic'])
-def test_export_of_a_classifier(run, tmp_path, options):
-    model = build(CLASSIFIER).eval()
-    torch.save({f'module.{name}': tensor for name, tensor in model.state_dict().items()}, tmp_path / 'a.pth')
-    code, output = run(*tool('export_onnx', CLASSIFIER, 'a.pth', 'a.onnx', '--size', '96', '64', *options))
-    assert code == 0, output
-    assert '1x3x96x64' in output and ('3x3x129x64' in output) == bool(options)
-    properties = {entry.key: entry.value for entry in onnx.load(tmp_path / 'a.onnx').metadata_props}
-    assert properties == dict(channels='RGB', mean='[123.675, 116.28, 103.53]', std='[58.395, 57.12, 57.375]')
-    session = onnxruntime.InferenceSession(tmp_path / 'a.onnx')
-    images = torch.randn(2 if options else 1, 3, 96, 96 if options else 64, generator=torch.Generator().manual_seed(0))
-    (scores,) = session.run(['scores'], dict(images=images.numpy()))
-    with torch.no_grad():
-        np.testing.assert_allclose(scores, model(images).numpy(), atol=1e-5)
-
-
-@exports
-def test_export_of_a_backbone(run, tmp_path):
-    model = build(DETECTOR).eval()
-    torch.save(model.state_dict(), tmp_path / 'a.pth')
-    code, output = run(*tool('export_onnx', DETECTOR, 'a.pth', 'a.onnx', '--backbone', '--dynamic'))
-    assert code == 0, output
-    session = onnxruntime.InferenceSession(tmp_path / 'a.onnx')
-    images = torch.randn(2, 3, 65, 129, generator=torch.Generator().manual_seed(0))
-    outputs = session.run([f'stage{i}' for i in (1, 2, 3, 4)], dict(images=images.numpy()))
-    with torch.no_grad():
-        for actual, expected in zip(outputs, model.backbone(images), strict=True):
-            np.testing.assert_allclose(actual, expected.numpy(), atol=1e-5 * expected.abs().max().item())
-
-
-@exports
-def test_export_errors(run, tmp_path):
-    torch.save(build(DETECTOR).state_dict(), tmp_path / 'a.pth')
-    code, output = run(*tool('export_onnx', DETECTOR, 'a.pth', 'a.onnx'))
-    assert code == 1 and re.search(r'faster_rcnn_se_r18_shapes\.py: whole detectors are exported by mmdeploy', output)
-    arguments = ['--backbone', '--size', '64', '64', '--tolerance', '1e-12']
-    code, output = run(*tool('export_onnx', DETECTOR, 'a.pth', 'a.onnx', *arguments))
-    assert code == 1 and 'a.onnx is not written: onnxruntime differs by more than --tolerance 1e-12' in output
-    assert not list(tmp_path.glob('*.onnx*'))

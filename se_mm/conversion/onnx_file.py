@@ -1,0 +1,136 @@
+"""Networks as ONNX files, in the form that runtimes and their quantisers know, and what runs such files."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from se_mm.models import SELayer
+from se_mm.utils import InputError
+
+Run = Callable[[np.ndarray], Sequence[np.ndarray]]
+
+
+def export_onnx(
+    network: nn.Module,
+    images: Tensor,
+    outputs: Sequence[str],
+    *,
+    dynamic: Iterable[int] = (),
+    opset: int = 18,
+    metadata: Mapping[str, str] | None = None,
+) -> bytes:
+    """The content of an ONNX file.
+
+    Nodes have the names of their modules, so that the pattern ``se_layer`` finds the gates of SE. The gates are 1x1
+    convolutions of maps (N, C, 1, 1). The network's SE layers keep this form, with the same weights.
+
+    Args:
+        network: in evaluation mode, a function of images alone.
+        images: an example, (N, C, H, W).
+        outputs: names of what the network returns; the input is called images.
+        dynamic: axes of the input that may have any size.
+        opset: version of the operators.
+        metadata: what the file says of itself.
+
+    Raises:
+        InputError: the network cannot take such images.
+    """
+    for module in network.modules():
+        if isinstance(module, SELayer):
+            module.use_maps()
+    axes = {axis: torch.export.Dim.AUTO for axis in dynamic}
+    # torch warns of sizes that are rounded: the caller tries some.
+    logging.getLogger('torch.fx.experimental.symbolic_shapes').setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try:
+            with torch.no_grad():
+                network(images)
+        except RuntimeError as error:
+            shape = 'x'.join(map(str, images.shape))
+            raise InputError(f'{type(network).__name__} cannot take images of {shape}: {error}') from error
+        traced = torch.export.export(network, (images,), dynamic_shapes=(axes,) if axes else None)
+        program = torch.onnx.export(
+            traced,
+            input_names=['images'],
+            output_names=list(outputs),
+            opset_version=opset,
+            dynamo=True,
+            verbose=False,
+        )
+    _name_nodes(program.model)
+    program.model.metadata_props.clear()
+    program.model.metadata_props.update(metadata or {})
+    return program.model_proto.SerializeToString()
+
+
+def _name_nodes(model) -> None:  # noqa: ANN001  of onnx_ir, which is not always installed
+    """Name nodes and what they compute after modules, and leave out where on this machine their code is."""
+    results = {value.name for value in model.graph.outputs}
+    names = Counter()
+    for node in model.graph:
+        scopes = [scope.partition(': ')[0] for scope in node.metadata_props.get('namespace', '').split('/')]
+        name = '/'.join([*scopes[-2:-1], node.op_type]).lstrip('/')
+        names[name] += 1
+        node.name = name if names[name] == 1 else f'{name}_{names[name]}'
+        for number, value in enumerate(node.outputs):
+            if value.name not in results:
+                value.name = f'{node.name}:{number}' if number else node.name
+        node.metadata_props.clear()
+
+
+def run_by_onnxruntime(content: bytes) -> Run:
+    """A function that runs the content of an ONNX file by onnxruntime on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(content, options, providers=['CPUExecutionProvider'])
+    return lambda images: session.run(None, {session.get_inputs()[0].name: images})
+
+
+def run_by_openvino(content: bytes) -> Run:
+    """A function that runs the content of an ONNX file by OpenVINO on the CPU, in float32."""
+    import openvino
+
+    core = openvino.Core()
+    model = core.compile_model(core.read_model(content), 'CPU', dict(INFERENCE_PRECISION_HINT='f32'))
+    return lambda images: [model(images)[output] for output in model.outputs]
+
+
+RUNTIMES = dict(onnxruntime=run_by_onnxruntime, openvino=run_by_openvino)
+
+
+def largest_share(actual: Iterable[np.ndarray], expected: Iterable[np.ndarray]) -> float:
+    """Largest difference of arrays, each in the largest value of what is expected."""
+    pairs = zip(actual, expected, strict=True)
+    return max(float(np.abs(a - e).max() / max(np.abs(e).max(), 1e-30)) for a, e in pairs)
+
+
+def largest_shift(actual: Sequence[np.ndarray], expected: Sequence[np.ndarray], size: int) -> float:
+    """Largest difference between detections, whose order may differ where scores are equal.
+
+    Args:
+        actual, expected: boxes (K, 4), scores (K,) and labels (K,).
+        size: of the longer edge of the image, in pixels.
+
+    Returns:
+        The largest difference of scores, or of coordinates in ``size``, between each expected detection and the nearest
+        actual one of the same class; infinite if the numbers of detections differ.
+    """
+    (boxes, scores, labels), (true_boxes, true_scores, true_labels) = actual, expected
+    if len(scores) != len(true_scores):
+        return np.inf
+    if not len(scores):
+        return 0.0
+    shifts = np.abs(boxes[:, None] - true_boxes).max(2) / size
+    shifts = np.maximum(shifts, np.abs(scores[:, None] - true_scores))
+    shifts[labels[:, None] != true_labels] = np.inf
+    return float(max(shifts.min(0).max(), shifts.min(1).max()))

@@ -1,0 +1,100 @@
+"""Detectors as functions of a tensor against MMDetection's own prediction."""
+
+from pathlib import Path
+
+import mmdet
+import pytest
+import torch
+from mmdet.models import RPNHead, StandardRoIHead
+from mmdet.structures import DetDataSample
+from mmdet.utils import register_all_modules
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from torch import nn
+
+from conftest import CONFIGS
+from se_mm.conversion.traceable import traceable
+
+MMDET_CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'
+FASTER_RCNN = CONFIGS / 'quickstart' / 'faster_rcnn_se_r18_shapes.py'
+TINY = dict(type='se_mm.SEResNet', depth=18, stem_channels=8, base_channels=8, se_ratio=4)
+SINGLE_STAGE = dict(
+    retinanet='retinanet/retinanet_r50_fpn_1x_coco.py',
+    fcos='fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
+    atss='atss/atss_r50_fpn_1x_coco.py',
+    fsaf='fsaf/fsaf_r50_fpn_1x_coco.py',
+)
+
+
+def detector(path, score_thr, **changes):
+    """A detector whose random weights find objects of every score."""
+    register_all_modules()
+    cfg = Config.fromfile(path)
+    cfg.merge_from_dict(changes)
+    if 'neck' in cfg.model and cfg.model.neck.type == 'FPN' and path != FASTER_RCNN:
+        cfg.model.backbone = TINY
+        cfg.model.neck.in_channels = [8, 16, 32, 64]
+    cfg.model.backbone.init_cfg = None
+    test_cfg = cfg.model.test_cfg.get('rcnn', cfg.model.test_cfg)
+    test_cfg.score_thr = score_thr
+    torch.manual_seed(1)
+    model = MODELS.build(cfg.model).eval()
+    for name, parameter in model.named_parameters():
+        if 'head' in name and parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.03)
+    return model
+
+
+def predicted(model, images):
+    """Boxes, scores and labels by MMDetection."""
+    height, width = images.shape[-2:]
+    divisor = model.data_preprocessor.pad_size_divisor
+    padded = nn.functional.pad(images, (0, -width % divisor, 0, -height % divisor))
+    sample = DetDataSample(metainfo=dict(img_shape=(height, width), scale_factor=(1.0, 1.0)))
+    found = model.predict(padded, [sample], rescale=False)[0].pred_instances
+    return found.bboxes, found.scores, found.labels
+
+
+@pytest.mark.parametrize('name', ['faster_rcnn', *SINGLE_STAGE])
+@torch.no_grad()
+def test_same_detections(name):
+    path = MMDET_CONFIGS / SINGLE_STAGE[name] if name in SINGLE_STAGE else FASTER_RCNN
+    model = detector(path, 0.02)
+    network = traceable(model)
+    found = 0
+    for size in [(96, 128), (77, 131), (40, 33)]:
+        images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(2))
+        expected, actual = predicted(model, images), network(images)
+        for a, b in zip(actual, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+        found += len(expected[1])
+    assert found > 20
+    head = model.roi_head if name == 'faster_rcnn' else model.bbox_head
+    head.test_cfg.score_thr = 1.0
+    boxes, scores, labels = network(images)
+    assert boxes.shape == (0, 4) and scores.shape == labels.shape == (0,)
+
+
+def test_detectors_that_predict_otherwise_are_refused():
+    class OtherRPNHead(RPNHead):
+        def _bbox_post_process(self, *args, **kwargs):
+            raise NotImplementedError
+
+    class OtherRoIHead(StandardRoIHead):
+        pass
+
+    model = detector(FASTER_RCNN, 0.05)
+    model.roi_head.__class__ = OtherRoIHead
+    traceable(model)
+    model.rpn_head.__class__ = OtherRPNHead
+    with pytest.raises(ValueError, match='OtherRPNHead has its own _bbox_post_process'):
+        traceable(model)
+    for path, why in (
+        ('gfl/gfl_r50_fpn_1x_coco.py', 'GFLHead has its own _predict_by_feat_single'),
+        ('mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', 'StandardRoIHead has masks'),
+        ('detr/detr_r50_8xb2-150e_coco.py', 'DETR is neither a single-stage nor a two-stage detector'),
+    ):
+        cfg = Config.fromfile(MMDET_CONFIGS / path)
+        cfg.model.backbone.init_cfg = None
+        with pytest.raises(ValueError, match=why):
+            traceable(MODELS.build(cfg.model))
