@@ -3,20 +3,29 @@
 Networks run in turn in one process, in a random order in every round; a ratio compares runs of
 the same round. Parts: target, the figures this project aims at; variants, all implementations;
 growth, over batch size, input size and depth; detector, a Faster R-CNN step on 800x1333;
-deployed, inference of both networks after switch_to_deploy().
+deployed, inference of both networks after switch_to_deploy(); runtimes, the same by
+onnxruntime and OpenVINO on the CPU, in float32 and int8.
 What is measured goes into OUT.csv; tables, OUT.png (overview) and OUT_details.png are made from
 that file.
 """
 
 import argparse
 import platform
-from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import psutil
 import torch
+from benchmarked import (
+    deployed_networks,
+    detector_measurement,
+    exported,
+    network_measurement,
+    networks_elsewhere,
+    networks_here,
+    runtime_measurement,
+)
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
@@ -24,7 +33,6 @@ from torch import nn
 import se_mm.mmcv_ext  # noqa: F401  operators, where mmcv has none: before mmdet
 from se_mm.analysis import (
     Cost,
-    Measurement,
     Setting,
     clock,
     compare,
@@ -38,14 +46,14 @@ from se_mm.analysis import (
     save_figure,
 )
 from se_mm.analysis.cost_tables import cost_table, target_table
+from se_mm.conversion.onnx_file import RUNTIMES
 from se_mm.engine import guard
 from se_mm.engine.checks import check_compiler
-from se_mm.models import SEResNet
 from se_mm.ops import se_tail
-from se_mm.utils import InputError, installed_versions
+from se_mm.utils import installed_versions
 from se_mm.utils.config import build_model, load_config
 
-PARTS = ('target', 'variants', 'growth', 'detector', 'deployed')
+PARTS = ('target', 'variants', 'growth', 'detector', 'deployed', 'runtimes')
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 
 
@@ -69,92 +77,6 @@ def parse_args():
     )
     parser.add_argument('--plot', metavar='CSV', help='measure nothing, make tables and pictures of this file')
     return parser.parse_args()
-
-
-def networks_here(depth):
-    """Functions that build mmdet's ResNet and SEResNet, fused and not.
-
-    All networks of this program return one map, the last: compiled, a map that the loss does not use
-    costs a gradient of zeros.
-    """
-    from mmdet.models import ResNet
-
-    options = dict(depth=depth, norm_eval=False, out_indices=(3,))
-    return dict(
-        plain=partial(ResNet, **options),
-        fused=partial(SEResNet, **options),
-        unfused=partial(SEResNet, **options, fused_se=False),
-    )
-
-
-def deployed_networks(depth):
-    """Functions that build SEResNet with and without SE, in evaluation mode, as trained and deployed."""
-
-    def build(with_se, deployed):
-        model = SEResNet(depth, out_indices=(3,), with_se=with_se).eval()
-        if deployed:
-            model.switch_to_deploy()
-        return model
-
-    return {
-        'plain deployed': partial(build, False, True),
-        'deployed': partial(build, True, True),
-        'plain': partial(build, False, False),
-        'fused': partial(build, True, False),
-    }
-
-
-def networks_elsewhere(depth):
-    """Functions that build the plain and SE networks of mmpretrain and timm that have this depth."""
-    try:
-        import timm
-        from mmpretrain.models import ResNet, SEResNet
-    except ImportError as error:
-        raise InputError(f"the part 'variants' needs mmpretrain and timm: {error}") from error
-
-    found = {'mmpretrain plain': partial(ResNet, depth, out_indices=(3,))}
-    if depth in SEResNet.arch_settings and depth >= 50:
-        found['mmpretrain SE'] = partial(SEResNet, depth, out_indices=(3,))
-    for name, model in (('timm plain', f'resnet{depth}'), ('timm SE', f'seresnet{depth}')):
-        if timm.is_model(model):
-            found[name] = partial(timm.create_model, model, num_classes=0, global_pool='')
-    return found
-
-
-def network_measurement(model, images, setting):
-    """The training step or inference of a backbone; the loss is the mean square of its map."""
-    model.train(setting.mode == 'train')
-    run = model
-    if setting.compiled:  # weights of a network that is not trained may become constants
-        run = torch.compile(model, options=None if model.training else dict(freezing=True))
-
-    def forward():
-        with torch.autocast('cuda', torch.bfloat16) if setting.dtype == 'bfloat16' else nullcontext():
-            out = run(images)
-            (out,) = out if isinstance(out, tuple | list) else (out,)
-            return out.float().square().mean() if model.training else out
-
-    return Measurement(model, forward, images.device)
-
-
-def detector_measurement(model, device):
-    """The training step of a Faster R-CNN with one image of 800x1333 and ten objects."""
-    from mmdet.structures import DetDataSample
-    from mmengine.structures import InstanceData
-
-    image = torch.rand(1, 3, 800, 1344).to(device)
-    corners = torch.rand(10, 2) * torch.tensor([900.0, 500.0])
-    shapes = dict(img_shape=(800, 1333), pad_shape=(800, 1344), batch_input_shape=(800, 1344))
-    sample = DetDataSample(metainfo=dict(shapes, ori_shape=(800, 1333), scale_factor=(1.0, 1.0)))
-    sample.gt_instances = InstanceData(bboxes=torch.cat([corners, corners + 250], 1), labels=torch.arange(10))
-    samples = [sample.to(device)]
-
-    def forward():
-        torch.manual_seed(0)  # every step samples the same proposals
-        return model.parse_losses(model.loss(image, samples))[0]
-
-    model.train()
-    return Measurement(model, forward, device)
 
 
 class Benchmark:
@@ -215,6 +137,22 @@ class Benchmark:
                 )  # fmt: skip
                 torch.compiler.reset()
                 self.compare(setting, self.measurements(setting, {name: networks[name] for name in names}), warmup=4)
+
+    def run_runtimes(self):
+        """Inference of one image by runtimes other than torch, of networks after switch_to_deploy()."""
+        size = self.args.size
+        images, networks = torch.rand(1, 3, size, size), deployed_networks(self.args.depth)
+        for dtype in ('float32', 'int8'):
+            contents = {
+                name: exported(networks[name], images, dtype == 'int8') for name in ('plain deployed', 'deployed')
+            }
+            for runtime in RUNTIMES:
+                setting = Setting(
+                    part=runtime if dtype == 'float32' else f'{runtime} int8', mode='inference', batch=1, height=size,
+                    width=size, depth=self.args.depth, dtype=dtype, layout='contiguous',
+                )  # fmt: skip
+                measured = {name: runtime_measurement(runtime, content, images) for name, content in contents.items()}
+                self.compare(setting, measured, warmup=4)
 
     def run_growth(self):
         """Batch 1 to 256 at 224, input 112 to 800x1333 with one image, depth 18 to 152, as far as memory goes."""
@@ -320,6 +258,8 @@ def measure(args, path):
         if 'deployed' in args.parts:
             for compiled in (False, True) if args.compile else (False,):
                 benchmark.run_deployed(compiled)
+        if 'runtimes' in args.parts:
+            benchmark.run_runtimes()
         if 'growth' in args.parts:
             benchmark.run_growth()
 

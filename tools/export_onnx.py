@@ -23,7 +23,7 @@ import se_mm  # noqa: F401  registers the backbones
 from se_mm.conversion.onnx_file import RUNTIMES, export_onnx, largest_share, largest_shift
 from se_mm.conversion.traceable import is_detector, traceable
 from se_mm.engine import guard
-from se_mm.engine.inference import build_whole_model, classes_of, pipeline_outputs, test_steps
+from se_mm.engine.inference import build_whole_model, classes_of, normalised_images, test_steps
 from se_mm.engine.weight_checks import check_checkpoint
 from se_mm.models.base import Backbone
 from se_mm.utils import InputError, written_whole
@@ -31,7 +31,6 @@ from se_mm.utils.config import load_config, type_name
 from se_mm.version import __version__
 from se_mm.weights import fetch, load_backbone
 
-STATISTICS = dict(mean='[0, 0, 0]', std='[1, 1, 1]')  # of a file without
 NEEDED = dict(onnx='onnx', onnxscript='onnx', onnxruntime='onnx', openvino='openvino')  # packages, and their extras
 
 
@@ -127,17 +126,11 @@ def random_images(args, channels, detector):
 
 
 def image_files(args, cfg, metadata):
-    """Image files as the metadata say: resized by the config's pipeline, and normalised."""
-    if 'test_dataloader' not in cfg:
-        raise InputError(f'{args.config} has no test_dataloader, whose pipeline prepares --images')
-    mean, std = (torch.tensor(json.loads(metadata.get(key, value)))[:, None, None] for key, value in STATISTICS.items())
-    found = {}
-    for path, sample in zip(args.images, pipeline_outputs(cfg, args.images)):
-        image = sample['inputs'].float()  # as OpenCV reads it: BGR
-        image = image.flip(0) if metadata.get('channels') == 'RGB' else image
-        found[path] = ((image - mean) / std)[None]
-        if not args.dynamic and found[path].shape[-2:] != args.size:
-            height, width = found[path].shape[-2:]
+    """Image files as the metadata say, by name."""
+    found = dict(zip(args.images, normalised_images(cfg, args.images, metadata)))
+    for path, image in found.items():
+        height, width = image.shape[-2:]
+        if not args.dynamic and (height, width) != tuple(args.size):
             raise InputError(f'{path} has {height}x{width} pixels for the network: give --size {height} {width}')
     return found
 

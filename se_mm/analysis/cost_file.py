@@ -25,7 +25,7 @@ class Setting:
         batch: images.
         height, width: of the images, in pixels.
         depth: of the networks, in layers.
-        dtype: ``'float32'``, or ``'bfloat16'`` for autocast.
+        dtype: ``'float32'``, ``'bfloat16'`` for autocast, or ``'int8'``.
         layout: of the images and weights in memory, ``'contiguous'`` or ``'channels_last'``.
         compiled: whether by torch.compile.
     """

@@ -73,6 +73,8 @@ TARGETS = (
             ('CPU inference, both deployed, batch 8', 1.01, 'deployed', False, 8),
             ('CPU inference, both deployed, batch 1, compiled', 1.02, 'deployed', True, 1),
             ('CPU inference, deployed, plain as trained, batch 1', 0.95, 'deployed and trained', False, 1),
+            ('CPU inference, both deployed, batch 1, OpenVINO', 1.01, 'openvino', False, 1),
+            ('CPU inference, both deployed, batch 1, onnxruntime', 1.03, 'onnxruntime', False, 1),
         )
     ),
     Target(

@@ -86,22 +86,24 @@ def _name_nodes(model) -> None:  # noqa: ANN001  of onnx_ir, which is not always
         node.metadata_props.clear()
 
 
-def run_by_onnxruntime(content: bytes) -> Run:
-    """A function that runs the content of an ONNX file by onnxruntime on the CPU."""
+def run_by_onnxruntime(content: bytes, threads: int = 0) -> Run:
+    """A function that runs the content of an ONNX file by onnxruntime on the CPU; 0 threads are all cores."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(content, options, providers=['CPUExecutionProvider'])
     return lambda images: session.run(None, {session.get_inputs()[0].name: images})
 
 
-def run_by_openvino(content: bytes) -> Run:
-    """A function that runs the content of an ONNX file by OpenVINO on the CPU, in float32."""
+def run_by_openvino(content: bytes, threads: int = 0) -> Run:
+    """A function that runs the content of an ONNX file by OpenVINO on the CPU, in float32; 0 threads are all cores."""
     import openvino
 
+    settings = dict(INFERENCE_PRECISION_HINT='f32', INFERENCE_NUM_THREADS=threads)
     core = openvino.Core()
-    model = core.compile_model(core.read_model(content), 'CPU', dict(INFERENCE_PRECISION_HINT='f32'))
+    model = core.compile_model(core.read_model(content), 'CPU', settings)
     return lambda images: [model(images)[output] for output in model.outputs]
 
 

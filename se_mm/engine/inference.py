@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from mmcv import imread
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
@@ -21,6 +23,7 @@ from se_mm.utils.config import build_model, leaf_datasets, type_name, use_scope
 
 from .weight_checks import check_checkpoint
 
+UNCHANGED = dict(mean='[0, 0, 0]', std='[1, 1, 1]')  # of a network without normalisation
 SMALLEST = 256  # pixels of the shorter edge of a classified image when it is drawn
 
 
@@ -87,6 +90,28 @@ def pipeline_outputs(cfg: Config, images: list[str]) -> list[dict]:
     check_images(images, 'the command line')
     pipeline = Compose(test_steps(cfg))
     return [pipeline(dict(img_path=image, img_id=i)) for i, image in enumerate(images)]
+
+
+def normalised_images(cfg: Config, images: list[str], metadata: Mapping[str, str]) -> list[Tensor]:
+    """Image files as the metadata of an exported file say, each (1, C, H, W).
+
+    Args:
+        cfg: config with ``test_dataloader``, whose pipeline resizes the images.
+        images: files.
+        metadata: ``channels``, 'RGB' or 'BGR', and ``mean`` and ``std`` as JSON.
+
+    Raises:
+        InputError: an image is missing or damaged; the config has no ``test_dataloader``.
+    """
+    if 'test_dataloader' not in cfg:
+        raise InputError(f'{cfg.filename} has no test_dataloader, whose pipeline prepares images')
+    mean, std = (torch.tensor(json.loads(metadata.get(key, absent))) for key, absent in UNCHANGED.items())
+    found = []
+    for sample in pipeline_outputs(cfg, images):
+        image = sample['inputs'].float()  # as OpenCV reads it: BGR
+        image = image.flip(0) if metadata.get('channels') == 'RGB' else image
+        found.append(((image - mean[:, None, None]) / std[:, None, None])[None])
+    return found
 
 
 def test_steps(cfg: Config) -> list[dict]:

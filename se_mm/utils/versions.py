@@ -20,6 +20,8 @@ DISTRIBUTIONS = dict(
     mmdet=('onedl-mmdetection', 'mmdet'),
     mmpretrain=('onedl-mmpretrain', 'mmpretrain'),
     pycocotools=('pycocotools',),
+    onnxruntime=('onnxruntime',),
+    openvino=('openvino',),
     se_mm=('se_mm',),
 )
 REMEDY = 'Install one that works: pip install "se_mm[onedl]" (maintained) or "se_mm[openmmlab]" (original).'

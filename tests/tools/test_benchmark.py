@@ -14,7 +14,7 @@ from se_mm.analysis.figures import LABELS
 def test_targets_and_variants(run, tmp_path):
     small = ('--batch-size', 4, '--size', 64, '--depth', 18, '--repeats', 3)
     code, output = run(
-        sys.executable, TOOLS / 'benchmark.py', '--parts', 'target', 'variants', 'deployed', *small,
+        sys.executable, TOOLS / 'benchmark.py', '--parts', 'target', 'variants', 'deployed', 'runtimes', *small,
         '--out', 'results/small',
         CUDA_VISIBLE_DEVICES='', COLUMNS=160,
     )  # fmt: skip
@@ -24,6 +24,8 @@ def test_targets_and_variants(run, tmp_path):
         rows = {(row['part'], row['variant'], row['mode']): row for row in csv.DictReader(file)}
     assert {name for part, name, _ in rows if part == 'deployed'} == {'plain deployed', 'deployed'}
     assert {name for part, name, _ in rows if part == 'deployed and trained'} == {'plain', 'fused', 'deployed'}
+    for runtime in ('onnxruntime', 'openvino', 'onnxruntime int8', 'openvino int8'):
+        assert {name for part, name, _ in rows if part == runtime} == {'plain deployed', 'deployed'}
     names = {name for part, name, _ in rows if part == 'variants'}
     assert {'plain', 'fused', 'unfused', 'mmpretrain plain', 'timm plain'} <= names
     for (_, name, mode), row in rows.items():

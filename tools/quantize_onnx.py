@@ -1,0 +1,74 @@
+"""Make an int8 file of an exported classifier or detector, with the gates of SE in float.
+
+    python tools/quantize_onnx.py CONFIG FILE.onnx OUT.onnx --images IMAGE...
+
+FILE.onnx is of tools/export_onnx.py. onnxruntime's quantiser looks at the images, a few hundred of the training, which
+the config's test pipeline resizes. The error of OUT has to be measured afterwards.
+"""
+
+import argparse
+from pathlib import Path
+
+from rich.progress import track
+
+import se_mm  # noqa: F401  registers the data sets
+from se_mm.conversion.quantised import in_int8, quantised
+from se_mm.engine import guard
+from se_mm.engine.inference import normalised_images
+from se_mm.utils import InputError, written_whole
+from se_mm.utils.config import load_config, use_scope
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file, or PACKAGE::NAME of an installed package')
+    parser.add_argument('file', type=Path, help='what export_onnx.py has written')
+    parser.add_argument('out', type=Path, help='file to write, .onnx')
+    parser.add_argument(
+        '--images', nargs='+', required=True, metavar='IMAGE', help='files, or folders of .jpg and .png'
+    )
+    return parser.parse_args()
+
+
+def image_files(paths):
+    """The files, those in folders included."""
+    files = []
+    for path in map(Path, paths):
+        inside = sorted(file for file in path.rglob('*') if file.suffix.lower() in ('.jpg', '.jpeg', '.png'))
+        if path.is_dir() and not inside:
+            raise InputError(f'--images {path}: this folder has no .jpg and no .png')
+        files += inside or [path]
+    return [str(file) for file in files]
+
+
+def main():
+    args = parse_args()
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        raise InputError(f"quantising needs {error.name}: pip install 'se_mm[onnx]'") from error
+    if not args.file.is_file():
+        raise InputError(f'{args.file} does not exist')
+    cfg = load_config(args.config)
+    use_scope(cfg)
+    try:
+        known = onnxruntime.InferenceSession(args.file).get_modelmeta().custom_metadata_map
+        onnx.load(args.file)
+    except Exception as error:  # each package has its own errors
+        raise InputError(f'{args.file} cannot be read as an ONNX file: {error}') from error
+    if 'se_mm_version' not in known:
+        raise InputError(f'{args.file} was not written by tools/export_onnx.py: export the network with that tool')
+    images = normalised_images(cfg, image_files(args.images), known)
+    content = quantised(args.file.read_bytes(), (image.numpy() for image in track(images, 'calibrating')))
+    with written_whole(args.out) as temporary:
+        temporary.write_bytes(content)
+    counts = in_int8(content)
+    for kind, (number, whole) in counts.items():
+        print(f'{kind}: {number} of {whole} convolutions and matrix products in int8')
+    print(f'written: {args.out}')
+
+
+if __name__ == '__main__':
+    with guard():
+        main()
