@@ -5,6 +5,8 @@ import json
 import re
 import sys
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -51,8 +53,19 @@ def test_pretrain(run_page, tmp_path):
     assert not torch.equal(first['backbone.layer2.0.conv1.weight'], then['backbone.layer2.0.conv1.weight'])
 
 
-def test_deploy(run_page, tmp_path):
-    assert 'the last convolution is 3x3' in run_page('deploy')
+def test_deploy(run_page, run, tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (48, 40, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / 'photo.jpg'), image)
+    (tmp_path / 'docs').symlink_to(ROOT / 'docs')
+    output = run_page('deploy')
+    assert 'the last convolution is 3x3' in output and 'gates: 0 of 18' in output and 'others: 20 of 20' in output
+    exported, _ = re.findall(r'((?:^[a-z]+: 0\.\d{4}\n){5})', output, re.MULTILINE)
+    code, predicted = run(
+        sys.executable, TOOLS / 'predict.py', ROOT / 'configs' / 'studies' / 'se_r20_cifar10.py', 'se_mm://se_r20_cifar10', 'photo.jpg', COLUMNS=200
+    )
+    best = [(name, float(score)) for name, score in re.findall(r'(\w+): (0\.\d{4})', exported)]
+    for name, score in best[:3]:
+        assert code == 0 and f'{name} {score:.2f}' in predicted
     weights = read_checkpoint(str(tmp_path / 'deployed' / 'se_r20_cifar10.pth'))['state_dict']
     assert 'backbone.stage3.2.conv2.bias' in weights and not any('running_mean' in name for name in weights)
 

@@ -93,6 +93,7 @@ def run_by_onnxruntime(content: bytes, threads: int = 0) -> Run:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
+    options.add_session_config_entry('session.force_spinning_stop', '1')  # or threads wait busily between two runs
     session = onnxruntime.InferenceSession(content, options, providers=['CPUExecutionProvider'])
     return lambda images: session.run(None, {session.get_inputs()[0].name: images})
 
