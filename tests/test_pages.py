@@ -60,9 +60,9 @@ def test_deploy(run_page, run, tmp_path):
     output = run_page('deploy')
     assert 'the last convolution is 3x3' in output and 'gates: 0 of 18' in output and 'others: 20 of 20' in output
     exported, _ = re.findall(r'((?:^[a-z]+: 0\.\d{4}\n){5})', output, re.MULTILINE)
-    code, predicted = run(
-        sys.executable, TOOLS / 'predict.py', ROOT / 'configs' / 'studies' / 'se_r20_cifar10.py', 'se_mm://se_r20_cifar10', 'photo.jpg', COLUMNS=200
-    )
+    config = ROOT / 'configs' / 'studies' / 'se_r20_cifar10.py'
+    command = sys.executable, TOOLS / 'predict.py', config, 'se_mm://se_r20_cifar10', 'photo.jpg'
+    code, predicted = run(*command, COLUMNS=200)
     best = [(name, float(score)) for name, score in re.findall(r'(\w+): (0\.\d{4})', exported)]
     for name, score in best[:3]:
         assert code == 0 and f'{name} {score:.2f}' in predicted

@@ -283,3 +283,19 @@ def test_units_that_are_all_alike_are_one_value():
     tanh = dict(act_cfg=(dict(type='ReLU'), dict(type='Tanh')))
     model = build('SEResNet', with_se=((False, False), False, [False, False], False), se_cfg=tanh)
     assert model.with_se == (False,) * 4
+
+
+@pytest.mark.parametrize('name', TINY)
+@pytest.mark.parametrize('se_cfg', [dict(variant='slow_squeeze_excite'), dict(squeeze='max')], ids=str)
+def test_gates_as_maps(name, se_cfg):
+    """The form of exported files."""
+    model = trained(name, se_cfg=se_cfg).double()
+    x = image(2, 96, 96, dtype=torch.float64)
+    expected, keys = outputs(model, x), model.state_dict().keys()
+    for network in (copy.deepcopy(model), deployed(model)[0]):
+        layers = [module for module in network.modules() if isinstance(module, SELayer)]
+        for layer in layers:
+            layer.use_maps()
+        assert layers and all(type(layer.conv1.conv) is nn.Conv2d for layer in layers)  # which takes no vectors
+        assert difference(outputs(network, x), expected) < 1e-10
+        assert network.deployed or network.state_dict().keys() == keys

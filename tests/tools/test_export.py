@@ -104,6 +104,14 @@ def test_detector(run, shapes, tmp_path):
     boxes, scores, labels = session.run(None, dict(images=np.zeros((1, 3, 8, 200), np.float32)))
     assert boxes.shape == (len(scores), 4) and boxes[:, 3].max() <= 8
 
+    command = sys.executable, TOOLS / 'quantize_onnx.py', DETECTOR, 'a.onnx', 'int8.onnx', '--images'
+    code, output = run(*command, shapes / 'val')
+    assert code == 0 and 'gates: 0 of 16' in output and 'others: 47 of 47' in output, output
+    close = onnxruntime.InferenceSession(tmp_path / 'int8.onnx').run(None, dict(images=normalised))
+    assert len(close[1]) == 100 and abs(close[1][0] - expected.scores[0]) < 0.1
+    code, output = run(*command, tmp_path / 'nothing')
+    assert code == 1 and output.splitlines()[-1].startswith('error: 1 of 1 images')
+
 
 def test_errors(run, tmp_path):
     torch.save(build(DETECTOR).state_dict(), tmp_path / 'a.pth')
