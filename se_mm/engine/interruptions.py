@@ -119,8 +119,15 @@ class OutliveSignal:
         for number in SIGNALS:
             if number != signal.SIGTERM:
                 signal.signal(number, signal.SIG_IGN)
+        sys.excepthook = report_unless_left_alone
         if self.then is not None:
             self.then(worker)
+
+
+def report_unless_left_alone(kind: type[BaseException], error: BaseException, trace: object) -> None:
+    """Print an exception of a worker's thread, unless the training has ended while the thread handed over a batch."""
+    if not isinstance(error, (EOFError, ConnectionError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def end_with_launcher(patience: float = 60) -> None:
