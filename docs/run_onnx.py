@@ -16,12 +16,14 @@ def resize(image, step):
     height, width = image.shape[:2]
     if step['type'] == 'CenterCrop':
         size = step['crop_size']
-        rows, columns = (size, size) if isinstance(size, int) else size
+        columns, rows = (size, size) if isinstance(size, int) else size
         top, left = max(0, round((height - rows) / 2)), max(0, round((width - columns) / 2))
         return image[top : top + rows, left : left + columns]
     if step['type'] == 'ResizeEdge':  # a classifier's: the shorter edge
-        factor = step['scale'] / min(height, width)
-        size = int(width * factor), int(height * factor)
+        scale = step['scale']
+        size = (scale, int(scale * height / width)) if width < height else (int(scale * width / height), scale)
+    elif step['type'] != 'Resize':
+        sys.exit(f'this program does not know the step {step}')
     elif step.get('keep_ratio'):  # a detector's: as large as fits into the scale
         factor = min(max(step['scale']) / max(height, width), min(step['scale']) / min(height, width))
         size = int(width * factor + 0.5), int(height * factor + 0.5)

@@ -31,6 +31,7 @@ from se_mm.utils.config import load_config, type_name
 from se_mm.version import __version__
 from se_mm.weights import fetch, load_backbone
 
+LARGE = 288
 NEEDED = dict(onnx='onnx', onnxscript='onnx', onnxruntime='onnx', openvino='openvino')  # packages, and their extras
 
 
@@ -56,6 +57,8 @@ def parse_args():
     args = parser.parse_args()
     if args.opset < 18 or min(args.batch, *args.size) < 1:
         parser.error('--opset starts at 18; --batch and --size at 1')
+    if args.out.suffix != '.onnx':
+        parser.error(f'{args.out}: give a file with the suffix .onnx')
     if args.images and args.backbone:
         parser.error('--images is for whole models: leave out --backbone')
     return args
@@ -79,14 +82,14 @@ def build(args, cfg):
     """The network with its weights, and the names of its classes."""
     if args.backbone:
         cfg.model.backbone.pop('init_cfg', None)
-        backbone = build_whole_model(cfg).backbone
+        backbone = getattr(build_whole_model(cfg), 'backbone', None)
         if not isinstance(backbone, Backbone):
             raise InputError(f'{args.config}: its backbone {type(backbone).__name__} is none of this package')
         load_backbone(backbone, args.checkpoint)
         return backbone.eval(), None
     model = build_whole_model(cfg)
     checkpoint = check_checkpoint(str(fetch(args.checkpoint)), model, training=False)
-    return model.eval(), classes_of(cfg, checkpoint) if 'test_dataloader' in cfg else None
+    return model.eval(), classes_of(cfg, checkpoint) if cfg.get('test_dataloader') else None
 
 
 def deployed(network):
@@ -99,17 +102,17 @@ def deployed(network):
 
 
 def preparation(cfg, classes, detector):
-    """What a program has to know of the file: all values are JSON."""
+    """What a program has to know of the file, lists and dicts as JSON."""
     images = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-    known = dict(se_mm_version=__version__)
-    if images.get('mean') is not None:
-        order = 'RGB' if images.get('bgr_to_rgb') or images.get('to_rgb') else 'BGR'
-        known.update(channels=order, mean=list(images['mean']), std=list(images['std']))
+    order = 'RGB' if images.get('bgr_to_rgb') or images.get('to_rgb') else 'BGR'
+    normalises = images.get('mean') is not None
+    mean, std = (list(images[key]) if normalises else [value] for key, value in (('mean', 0.0), ('std', 1.0)))
+    known = dict(se_mm_version=__version__, channels=order, mean=mean, std=std)
     if classes:
         known.update(classes=classes)
-    if 'test_dataloader' in cfg:
-        steps = [dict(step) for step in test_steps(cfg) if type_name(step) in ('Resize', 'ResizeEdge', 'CenterCrop')]
-        known.update(pipeline=steps)
+    if cfg.get('test_dataloader'):
+        steps = [step for step in test_steps(cfg) if not type_name(step).startswith(('Load', 'Pack'))]
+        known.update(pipeline=[dict(step, type=type_name(step)) for step in steps])
     if detector:
         test_cfg = cfg.model.get('test_cfg') or {}
         known.update(test_cfg=test_cfg.to_dict() if hasattr(test_cfg, 'to_dict') else test_cfg)
@@ -145,7 +148,8 @@ def expected_outputs(model, images):
 
     height, width = images.shape[-2:]
     divisor = model.data_preprocessor.pad_size_divisor
-    padded = nn.functional.pad(images, (0, -width % divisor, 0, -height % divisor))
+    edges, value = (0, -width % divisor, 0, -height % divisor), model.data_preprocessor.pad_value
+    padded = nn.functional.pad(images, edges, value=value)
     shapes = dict(img_shape=(height, width), ori_shape=(height, width), batch_input_shape=tuple(padded.shape[-2:]))
     sample = DetDataSample(metainfo=dict(shapes, scale_factor=(1.0, 1.0), pad_shape=shapes['batch_input_shape']))
     found = model.predict(padded, [sample], rescale=False)[0].pred_instances
@@ -158,21 +162,29 @@ def check(args, content, model, images):
     Raises:
         InputError: further than --tolerance, or a runtime cannot run the file.
     """
-    table, largest = Table('images', 'runtime', 'largest difference', 'objects'), 0.0
+    table, largest, found = Table('images', 'runtime', 'largest difference', 'objects'), 0.0, 0
     for runtime in args.runtimes:
         try:
             run = RUNTIMES[runtime](content)
         except Exception as error:  # each runtime has its own errors
             raise InputError(f'{args.out} is not written: {runtime} cannot load it: {error}') from error
         for name, batch in images.items():
-            expected, actual = expected_outputs(model, batch), run(batch.numpy())
+            try:
+                expected, actual = expected_outputs(model, batch), run(batch.numpy())
+            except Exception as error:  # each runtime has its own errors
+                raise InputError(
+                    f'{args.out} is not written: {runtime} or PyTorch fails on images {name}: {error}'
+                ) from error
             if is_detector(model):
                 difference, objects = largest_shift(actual, expected, max(batch.shape[-2:])), str(len(expected[1]))
+                found += len(expected[1])
             else:
                 difference, objects = largest_share(actual, expected), ''
             table.add_row(name, runtime, f'{difference:.1e}', objects)
             largest = max(largest, difference) if difference == difference else np.inf
     Console(width=None if Console().is_terminal else 160).print(table)
+    if is_detector(model) and not found:
+        print('note: no objects were found, so nothing was compared: give photographs with objects, --images')
     if not largest <= args.tolerance:
         raise InputError(f'{args.out} is not written: differences are larger than --tolerance {args.tolerance}')
 
@@ -183,9 +195,10 @@ def main():
     cfg = load_config(args.config)
     model, classes = build(args, cfg)
     try:
-        network = traceable(deployed(model))
+        network = deployed(model) if args.backbone else traceable(deployed(model))
     except ValueError as error:
-        raise InputError(f'{args.config} has no export: {error}; --backbone exports the backbone') from error
+        rest = '; --backbone exports the backbone' if isinstance(getattr(model, 'backbone', None), Backbone) else ''
+        raise InputError(f'{args.config} has no export: {error}{rest}') from error
     detector = is_detector(model)
     if detector and args.batch != 1:
         raise InputError(f'--batch {args.batch}: a detector is exported for one image')
@@ -198,7 +211,8 @@ def main():
         outputs = [f'stage{i + 1}' for i in model.out_indices] if args.backbone else ['scores']
     dynamic = () if not args.dynamic else (2, 3) if detector else (0, 2, 3)
     number = 2 if 0 in dynamic else args.batch  # one image would be taken for a constant
-    example = torch.zeros(number, channels, *args.size)
+    size = [max(edge, LARGE) for edge in args.size] if args.dynamic else args.size  # no map of a single row
+    example = torch.zeros(number, channels, *size)
     content = export_onnx(network, example, outputs, dynamic=dynamic, opset=args.opset, metadata=metadata)
     check(args, content, model, images)
     with written_whole(args.out) as temporary:

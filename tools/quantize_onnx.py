@@ -9,7 +9,8 @@ the config's test pipeline resizes. The error of OUT has to be measured afterwar
 import argparse
 from pathlib import Path
 
-from rich.progress import track
+from rich.console import Console
+from rich.progress import Progress
 
 import se_mm  # noqa: F401  registers the data sets
 from se_mm.conversion.quantised import in_int8, quantised
@@ -41,6 +42,15 @@ def image_files(paths):
     return [str(file) for file in files]
 
 
+def fitting(images, shape, file):
+    """Arrays of images that the file's input takes, one at a time."""
+    for path, image in images:
+        if any(isinstance(own, int) and own != given for own, given in zip(shape, image.shape)):
+            sizes = ' and '.join('x'.join(map(str, size)) for size in (shape, image.shape))
+            raise InputError(f'{path} does not fit into {file}, {sizes}: export with --dynamic or another --size')
+        yield image.numpy()
+
+
 def main():
     args = parse_args()
     try:
@@ -53,14 +63,18 @@ def main():
     cfg = load_config(args.config)
     use_scope(cfg)
     try:
-        known = onnxruntime.InferenceSession(args.file).get_modelmeta().custom_metadata_map
+        session = onnxruntime.InferenceSession(args.file)
+        known = session.get_modelmeta().custom_metadata_map
         onnx.load(args.file)
     except Exception as error:  # each package has its own errors
         raise InputError(f'{args.file} cannot be read as an ONNX file: {error}') from error
     if 'se_mm_version' not in known:
         raise InputError(f'{args.file} was not written by tools/export_onnx.py: export the network with that tool')
-    images = normalised_images(cfg, image_files(args.images), known)
-    content = quantised(args.file.read_bytes(), (image.numpy() for image in track(images, 'calibrating')))
+    files, shape = image_files(args.images), session.get_inputs()[0].shape
+    with Progress(console=Console(stderr=True)) as progress:
+        images = zip(files, normalised_images(cfg, files, known))
+        images = progress.track(images, total=len(files), description='calibrating')
+        content = quantised(args.file.read_bytes(), fitting(images, shape, args.file))
     with written_whole(args.out) as temporary:
         temporary.write_bytes(content)
     counts = in_int8(content)

@@ -60,6 +60,8 @@ def apply_args(cfg: Config, args: argparse.Namespace) -> None:
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     elif args.amp:
         cfg.optim_wrapper.type = 'se_mm.CPUAmpOptimWrapper'
+        for key in ('loss_scale', 'dtype', 'use_fsdp'):  # of AmpOptimWrapper
+            cfg.optim_wrapper.pop(key, None)
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise InputError(f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size to scale from')

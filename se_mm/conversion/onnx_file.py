@@ -42,9 +42,9 @@ def export_onnx(
     Raises:
         InputError: the network cannot take such images.
     """
-    for module in network.modules():
-        if isinstance(module, SELayer):
-            module.use_maps()
+    se_layers = {path: module for path, module in network.named_modules() if isinstance(module, SELayer)}
+    for module in se_layers.values():
+        module.use_maps()
     axes = {axis: torch.export.Dim.AUTO for axis in dynamic}
     # torch warns of sizes that are rounded: the caller tries some.
     logging.getLogger('torch.fx.experimental.symbolic_shapes').setLevel(logging.ERROR)
@@ -53,10 +53,19 @@ def export_onnx(
         try:
             with torch.no_grad():
                 network(images)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             shape = 'x'.join(map(str, images.shape))
             raise InputError(f'{type(network).__name__} cannot take images of {shape}: {error}') from error
-        traced = torch.export.export(network, (images,), dynamic_shapes=(axes,) if axes else None)
+        try:
+            traced = torch.export.export(network, (images,), dynamic_shapes=(axes,) if axes else None)
+        except Exception as error:  # of many kinds
+            raise InputError(f'torch.export cannot trace {type(network).__name__}: {error}') from error
+        (given,) = [node for node in traced.graph.nodes if node.name == traced.graph_signature.user_inputs[0]]
+        if fixed := [axis for axis in axes if isinstance(given.meta['val'].shape[axis], int)]:
+            raise InputError(
+                f'{type(network).__name__} takes one size of axis {fixed[0]} alone: leave out --dynamic, or try a '
+                'larger --size'
+            )
         program = torch.onnx.export(
             traced,
             input_names=['images'],
@@ -65,19 +74,27 @@ def export_onnx(
             dynamo=True,
             verbose=False,
         )
-    _name_nodes(program.model)
+    _name_nodes(program.model, se_layers)
     program.model.metadata_props.clear()
     program.model.metadata_props.update(metadata or {})
     return program.model_proto.SerializeToString()
 
 
-def _name_nodes(model) -> None:  # noqa: ANN001  of onnx_ir, which is not always installed
-    """Name nodes and what they compute after modules, and leave out where on this machine their code is."""
+def _name_nodes(model, se_layers: Iterable[str]) -> None:  # noqa: ANN001  of onnx_ir, which is not always installed
+    """Name nodes and what they compute after modules, and leave out where on this machine their code is.
+
+    Whatever the SE layers are called, ``se_layer`` is part of the names of their nodes.
+    """
+    others = [path for path in se_layers if 'se_layer' not in path]
     results = {value.name for value in model.graph.outputs}
     names = Counter()
     for node in model.graph:
         scopes = [scope.partition(': ')[0] for scope in node.metadata_props.get('namespace', '').split('/')]
-        name = '/'.join([*scopes[-2:-1], node.op_type]).lstrip('/')
+        (module,) = scopes[-2:-1] or ['']
+        for path in others:
+            if module == path or module.startswith(f'{path}.'):
+                module = module.replace(path, f'{path}.se_layer', 1)
+        name = f'{module}/{node.op_type}'.lstrip('/')
         names[name] += 1
         node.name = name if names[name] == 1 else f'{name}_{names[name]}'
         for number, value in enumerate(node.outputs):

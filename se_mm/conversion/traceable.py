@@ -31,6 +31,8 @@ def traceable(model: nn.Module) -> nn.Module:
         ValueError: the detector predicts in another way than the detectors here.
     """
     if not is_detector(model):
+        if not hasattr(model, 'head'):
+            raise ValueError(f'{type(model).__name__} has neither a head for classes nor one for boxes')
         return model
     from mmdet.models import SingleStageDetector, TwoStageDetector
 
@@ -39,9 +41,13 @@ def traceable(model: nn.Module) -> nn.Module:
         if isinstance(model, kind):
             if type(model).predict is not kind.predict:
                 raise ValueError(f'{type(model).__name__} predicts in its own way')
-            if why := why_not(model):
+            try:
+                why, found = why_not(model), network(model)
+            except (AttributeError, TypeError) as error:  # what all these detectors have is missing
+                raise ValueError(f'{type(model).__name__}: {error}') from error
+            if why:
                 raise ValueError(why)
-            return network(model)
+            return found
     raise ValueError(f'{type(model).__name__} is neither a single-stage nor a two-stage detector')
 
 
@@ -50,7 +56,7 @@ def is_detector(model: nn.Module) -> bool:
     return hasattr(model, 'bbox_head') or hasattr(model, 'roi_head')
 
 
-def own_methods(module: nn.Module, kind: type, *names: str) -> str | None:
+def why_other_methods(module: nn.Module, kind: type, *names: str) -> str | None:
     """What a module computes in another way than the class it is derived from; None if nothing."""
     if not isinstance(module, kind):
         return f'{type(module).__name__} is no {kind.__name__}'
@@ -58,10 +64,15 @@ def own_methods(module: nn.Module, kind: type, *names: str) -> str | None:
     return f'{type(module).__name__} has its own {other[0]}' if other else None
 
 
-def other_nms(cfg: ConfigDict) -> str | None:
+def why_other_nms(cfg: ConfigDict) -> str | None:
     """Why the suppression that a test_cfg asks for is none of this module."""
     kind = cfg.nms.get('type', 'nms')
-    return None if kind == 'nms' else f'test_cfg has nms of type {kind}'
+    if kind != 'nms':
+        return f'test_cfg has nms of type {kind}'
+    others = set(cfg.nms) - {'type', 'iou_threshold', 'class_agnostic', 'split_thr'}
+    if cfg.nms.get('class_agnostic') and 'split_thr' in cfg.nms:
+        others.add('split_thr')
+    return f'test_cfg has nms with {", ".join(sorted(others))}' if others else None
 
 
 def why_not_single_stage(model: nn.Module) -> str | None:
@@ -70,11 +81,11 @@ def why_not_single_stage(model: nn.Module) -> str | None:
 
     head = model.bbox_head
     steps = ('predict', 'predict_by_feat', '_predict_by_feat_single', '_bbox_post_process')
-    if why := own_methods(head, BaseDenseHead, *steps):
+    if why := why_other_methods(head, BaseDenseHead, *steps):
         return why
     if getattr(head.loss_cls, 'custom_cls_channels', False):
         return f'{type(head.loss_cls).__name__} has its own activation'
-    return other_nms(head.test_cfg)
+    return why_other_nms(head.test_cfg)
 
 
 def why_not_two_stage(model: nn.Module) -> str | None:
@@ -90,7 +101,7 @@ def why_not_two_stage(model: nn.Module) -> str | None:
         (head, BBoxHead, 'predict_by_feat', '_predict_by_feat_single'),
     )
     for module, kind, *names in parts:
-        if why := own_methods(module, kind, *names):
+        if why := why_other_methods(module, kind, *names):
             return why
     if roi_head.with_mask or roi_head.with_shared_head:
         return f'{type(roi_head).__name__} has {"masks" if roi_head.with_mask else "a shared head"}'
@@ -99,7 +110,7 @@ def why_not_two_stage(model: nn.Module) -> str | None:
     layer = extractor.roi_layers[0]
     if type(layer).__name__ != 'RoIAlign' or layer.pool_mode != 'avg':
         return f'{type(layer).__name__} is no RoIAlign that averages'
-    return other_nms(model.rpn_head.test_cfg) or other_nms(roi_head.test_cfg)
+    return why_other_nms(model.rpn_head.test_cfg) or why_other_nms(roi_head.test_cfg)
 
 
 class Detections(nn.Module):
@@ -113,6 +124,7 @@ class Detections(nn.Module):
         super().__init__()
         self.detector = detector
         self.divisor = detector.data_preprocessor.pad_size_divisor
+        self.pad_value = detector.data_preprocessor.pad_value
 
     def forward(self, images: Tensor) -> Found:
         """Find objects in one image.
@@ -124,7 +136,7 @@ class Detections(nn.Module):
             boxes (K, 4) as x1, y1, x2, y2 in pixels of the input; scores (K,), descending; labels (K,), int64.
         """
         height, width = images.shape[-2:]
-        padded = F.pad(images, (0, -width % self.divisor, 0, -height % self.divisor))
+        padded = F.pad(images, (0, -width % self.divisor, 0, -height % self.divisor), value=self.pad_value)
         return self.predict(self.detector.extract_feat(padded), (height, width))
 
     def predict(self, maps: Sequence[Tensor], shape: tuple[int, int]) -> Found:
@@ -151,7 +163,7 @@ class SingleStage(Detections):
             place = index // scores.shape[1]
             found.append((best, index % scores.shape[1], *(values[place] for values in columns.values())))
         scores, labels, deltas, priors, *factors = map(torch.cat, zip(*found))
-        boxes = head.bbox_coder.decode(priors, deltas, max_shape=shape)
+        boxes = decode(head.bbox_coder, priors, deltas, shape)
         if factors:
             scores = torch.where(scores < 0, scores, scores * factors[0][:, 0])
         scores = torch.where(large_enough(boxes, cfg), scores, -1.0)
@@ -169,9 +181,8 @@ class TwoStage(Detections):
         proposals = torch.cat([proposals, nowhere])  # never without a row; its scores are taken away below
         logits, deltas = head(self.roi_features(roi_head.bbox_roi_extractor, maps, proposals))
         scores = logits.softmax(-1)[:-1, :-1]
-        boxes = head.bbox_coder.decode(
-            proposals.repeat_interleave(deltas.shape[1] // 4, 0), deltas.reshape(-1, 4), max_shape=shape
-        )
+        repeated = proposals.repeat_interleave(deltas.shape[1] // 4, 0)
+        boxes = decode(head.bbox_coder, repeated, deltas.reshape(-1, 4), shape)
         boxes = boxes.unflatten(0, (-1, deltas.shape[1] // 4))[:-1].expand(-1, scores.shape[1], -1)
         labels = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
         scores = torch.where(scores > cfg.score_thr, scores, -1.0)
@@ -183,10 +194,10 @@ class TwoStage(Detections):
         cfg, found = head.test_cfg, []
         outputs = head(tuple(maps))
         for level, (classes, deltas, priors) in enumerate(zip(*outputs, grid_priors(head, outputs[0]))):
-            scores, index = best_of(class_scores(head, classes).flatten(), cfg.nms_pre)
+            scores, index = best_of(class_scores(head, classes).flatten(), cfg.get('nms_pre', -1))
             found.append((scores, torch.full_like(index, level), rows(deltas, 4)[index], priors[index]))
         scores, levels, deltas, priors = map(torch.cat, zip(*found))
-        boxes = head.bbox_coder.decode(priors, deltas, max_shape=shape)
+        boxes = decode(head.bbox_coder, priors, deltas, shape)
         scores = torch.where(large_enough(boxes, cfg), scores, -1.0)
         return suppress(boxes, scores, levels, cfg.nms, cfg.max_per_img)[0]
 
@@ -215,6 +226,15 @@ def grid_priors(head: nn.Module, maps: Sequence[Tensor]) -> list[Tensor]:
     return head.prior_generator.grid_priors([x.shape[-2:] for x in maps], dtype=maps[0].dtype, device=maps[0].device)
 
 
+def decode(coder: object, priors: Tensor, deltas: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Boxes (K, 4) inside an image of H, W pixels."""
+    boxes = coder.decode(priors, deltas)
+    if not getattr(coder, 'clip_border', True):
+        return boxes
+    height, width = shape
+    return torch.stack([boxes[:, i].clamp(0, width if i % 2 == 0 else height) for i in range(4)], 1)
+
+
 def class_scores(head: nn.Module, maps: Tensor) -> Tensor:
     """(H W A, classes) between 0 and 1."""
     logits = rows(maps, head.cls_out_channels)
@@ -236,7 +256,7 @@ def large_enough(boxes: Tensor, cfg: ConfigDict) -> Tensor:
 
 
 def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, nms: ConfigDict, number: int) -> Found:
-    """Boxes with positive scores that no better box of the same group overlaps, at most a number of them.
+    """Boxes with scores of 0 or more that no better box of the same group overlaps, at most a number of them.
 
     Returns:
         boxes (K, 4), scores (K,), descending, and groups (K,).

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,6 @@ from se_mm.utils.config import build_model, leaf_datasets, type_name, use_scope
 
 from .weight_checks import check_checkpoint
 
-UNCHANGED = dict(mean='[0, 0, 0]', std='[1, 1, 1]')  # of a network without normalisation
 SMALLEST = 256  # pixels of the shorter edge of a classified image when it is drawn
 
 
@@ -81,7 +80,7 @@ def prepared_images(cfg: Config, model: nn.Module, images: list[str]) -> list[Te
     return [model.data_preprocessor(batch, False)['inputs'] for batch in found]
 
 
-def pipeline_outputs(cfg: Config, images: list[str]) -> list[dict]:
+def pipeline_outputs(cfg: Config, images: list[str]) -> Iterator[dict]:
     """What the test pipeline of a config makes of image files: ``inputs``, uint8 (C, H, W), and ``data_samples``.
 
     Raises:
@@ -89,10 +88,10 @@ def pipeline_outputs(cfg: Config, images: list[str]) -> list[dict]:
     """
     check_images(images, 'the command line')
     pipeline = Compose(test_steps(cfg))
-    return [pipeline(dict(img_path=image, img_id=i)) for i, image in enumerate(images)]
+    return (pipeline(dict(img_path=image, img_id=i)) for i, image in enumerate(images))
 
 
-def normalised_images(cfg: Config, images: list[str], metadata: Mapping[str, str]) -> list[Tensor]:
+def normalised_images(cfg: Config, images: list[str], metadata: Mapping[str, str]) -> Iterator[Tensor]:
     """Image files as the metadata of an exported file say, each (1, C, H, W).
 
     Args:
@@ -103,15 +102,13 @@ def normalised_images(cfg: Config, images: list[str], metadata: Mapping[str, str
     Raises:
         InputError: an image is missing or damaged; the config has no ``test_dataloader``.
     """
-    if 'test_dataloader' not in cfg:
+    if not cfg.get('test_dataloader'):
         raise InputError(f'{cfg.filename} has no test_dataloader, whose pipeline prepares images')
-    mean, std = (torch.tensor(json.loads(metadata.get(key, absent))) for key, absent in UNCHANGED.items())
-    found = []
+    mean, std = (torch.tensor(json.loads(metadata[key]))[:, None, None] for key in ('mean', 'std'))
     for sample in pipeline_outputs(cfg, images):
         image = sample['inputs'].float()  # as OpenCV reads it: BGR
-        image = image.flip(0) if metadata.get('channels') == 'RGB' else image
-        found.append(((image - mean[:, None, None]) / std[:, None, None])[None])
-    return found
+        image = image.flip(0) if metadata['channels'] == 'RGB' else image
+        yield ((image - mean) / std)[None]
 
 
 def test_steps(cfg: Config) -> list[dict]:

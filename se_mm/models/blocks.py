@@ -97,7 +97,7 @@ class SEResidual(BaseModule):
             return f'{type(se_layer).__name__} stands in place of SELayer'
         if type(relu) is not nn.ReLU:
             return f'{type(relu).__name__} stands in place of ReLU'
-        if not se_layer.vectors:
+        if se_layer.maps:
             return 'the gates are maps'
         squeeze = se_layer.squeeze
         if type(squeeze) is not nn.AdaptiveAvgPool2d:
@@ -116,7 +116,7 @@ class SEResidual(BaseModule):
         (N, C, H, W)."""
         if not self.squeezes_before:
             return self.tail(self.last_conv(x), identity)
-        if not self.se_layer.vectors:
+        if self.se_layer.maps:
             return self.relu(self.last_conv(x) * self.branch_gates(self.se_layer.squeeze(x)) + identity)
         gates = self.branch_gates(x.mean((2, 3)))
         in_place = not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())

@@ -44,7 +44,11 @@ def squeezed_width(channels: int, ratio: int, divisor: int = 1) -> int:
 class VectorConv2d(nn.Conv2d):
     """1x1 convolution of vectors (N, C): a matrix product, several times faster than with maps of one position."""
 
+    maps = False  # whether it computes maps all the same
+
     def forward(self, z: Tensor) -> Tensor:
+        if self.maps:
+            return super().forward(z)
         return F.linear(z, self.weight.flatten(1), self.bias)
 
 
@@ -93,6 +97,8 @@ class SELayer(BaseModule):
             two activations; the squeezed width would be less than one channel; ``gate_bias`` without biases.
     """
 
+    maps = False  # whether the gates are computed as maps (N, C, 1, 1)
+
     def __init__(
         self,
         channels: int | None = None,
@@ -127,8 +133,7 @@ class SELayer(BaseModule):
         check_act_cfg(act_cfg)
         act, gate = act_cfg
         self.squeeze = SQUEEZES[squeeze]()
-        self.vectors = squeeze != 'none'  # whether the layers compute vectors (N, C), and not maps
-        conv_type = VectorConv2d if self.vectors else nn.Conv2d
+        conv_type = nn.Conv2d if squeeze == 'none' else VectorConv2d
         self.layers = []
         widths = [channels, *(factor * squeeze_channels for factor in VARIANTS[variant]), channels]
         for i, (cin, cout) in enumerate(zip(widths, widths[1:]), 1):
@@ -150,7 +155,7 @@ class SELayer(BaseModule):
             self._start_gates()
 
     def excite(self, z: Tensor) -> Tensor:
-        """The gates s for the squeezed z, both (N, C), or both maps where ``vectors`` is False."""
+        """The gates s for the squeezed z, both (N, C), or both maps after :meth:`use_maps` and without squeeze."""
         for name in self.layers:
             z = getattr(self, name)(z)
         return z
@@ -171,17 +176,15 @@ class SELayer(BaseModule):
     def gates(self, x: Tensor) -> Tensor:
         """The gates s for a map (N, C, H, W): (N, C, 1, 1), or without squeeze (N, C, H, W)."""
         z = self.squeeze(x)
-        return self.excite(z.flatten(1))[:, :, None, None] if self.vectors else self.excite(z)
+        if self.maps or isinstance(self.squeeze, nn.Identity):
+            return self.excite(z)
+        return self.excite(z.flatten(1))[:, :, None, None]
 
     def use_maps(self) -> None:
         """Compute the gates as maps (N, C, 1, 1) by convolutions, the form that runtimes other than torch look for."""
-        self.vectors = False
+        self.maps = True
         for name in self.layers:
-            layer = getattr(self, name)
-            if type(layer.conv) is VectorConv2d:
-                conv = nn.Conv2d(layer.conv.in_channels, layer.conv.out_channels, 1, bias=False)
-                conv.weight, conv.bias = layer.conv.weight, layer.conv.bias
-                layer.conv = conv
+            getattr(self, name).conv.maps = True
 
     def scale(self, x: Tensor) -> Tensor:
         """Former name of :meth:`gates`."""

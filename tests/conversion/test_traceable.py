@@ -8,11 +8,12 @@ import torch
 from mmdet.models import RPNHead, StandardRoIHead
 from mmdet.structures import DetDataSample
 from mmdet.utils import register_all_modules
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 from torch import nn
 
 from conftest import CONFIGS
+from se_mm.conversion.onnx_file import export_onnx, largest_shift, run_by_onnxruntime
 from se_mm.conversion.traceable import traceable
 
 MMDET_CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'
@@ -75,6 +76,17 @@ def test_same_detections(name):
     assert boxes.shape == (0, 4) and scores.shape == labels.shape == (0,)
 
 
+@torch.no_grad()
+def test_exported_single_stage_takes_any_size():
+    model = detector(MMDET_CONFIGS / SINGLE_STAGE['fsaf'], 0.02)
+    content = export_onnx(traceable(model), torch.zeros(1, 3, 288, 288), ['boxes', 'scores', 'labels'], dynamic=(2, 3))
+    run = run_by_onnxruntime(content)
+    for size in ((96, 128), (40, 33)):
+        images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(2))
+        expected = [x.numpy() for x in predicted(model, images)]
+        assert len(expected[1]) > 5 and largest_shift(run(images.numpy()), expected, max(size)) < 1e-5
+
+
 def test_detectors_that_predict_otherwise_are_refused():
     class OtherRPNHead(RPNHead):
         def _bbox_post_process(self, *args, **kwargs):
@@ -88,6 +100,17 @@ def test_detectors_that_predict_otherwise_are_refused():
     traceable(model)
     model.rpn_head.__class__ = OtherRPNHead
     with pytest.raises(ValueError, match='OtherRPNHead has its own _bbox_post_process'):
+        traceable(model)
+    model.rpn_head.__class__ = RPNHead
+    for nms, why in (
+        (dict(offset=1), 'nms with offset'),
+        (dict(class_agnostic=True, split_thr=9), 'nms with split_thr'),
+    ):
+        model.roi_head.test_cfg.nms = ConfigDict(type='nms', iou_threshold=0.5, **nms)
+        with pytest.raises(ValueError, match=why):
+            traceable(model)
+    model.roi_head.test_cfg.nms = None
+    with pytest.raises(ValueError, match='FasterRCNN: '):
         traceable(model)
     for path, why in (
         ('gfl/gfl_r50_fpn_1x_coco.py', 'GFLHead has its own _predict_by_feat_single'),
