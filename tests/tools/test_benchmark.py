@@ -9,6 +9,7 @@ import torch
 from conftest import ROOT, TOOLS
 from se_mm.analysis import read_costs
 from se_mm.analysis.figures import LABELS
+from se_mm.conversion.onnx_file import RUNTIMES
 
 
 def test_targets_and_variants(run, tmp_path):
@@ -52,7 +53,7 @@ def test_compiling_without_a_compiler(run, tmp_path):
 
 
 def test_all_networks_return_one_map():
-    tool = runpy.run_path(str(TOOLS / 'benchmark.py'))
+    tool = runpy.run_path(str(TOOLS / 'benchmarked.py'))
     networks = tool['networks_here'](50) | tool['networks_elsewhere'](50)
     assert set(networks) == {'plain', 'fused', 'unfused', *LABELS}
     for name, build in networks.items():
@@ -70,16 +71,25 @@ def test_committed_numbers_are_shown(run, tmp_path):
 
 def test_page_on_deployment_quotes_the_committed_numbers():
     costs = read_costs(ROOT / 'docs' / 'benchmark_deployed.csv')
-    found = {(cost.part, cost.variant, cost.batch, cost.compiled): cost.step_ratio for cost in costs}
+    found = {(cost.part, cost.variant, cost.batch, cost.compiled): cost for cost in costs}
+    page = (ROOT / 'docs' / 'deploy.md').read_text()
+
+    def quoted(ratio):
+        return f'{ratio.p50:.2f} ({ratio.p20:.2f} to {ratio.p80:.2f})'
+
+    def milliseconds(time):
+        return f'{time.p50:.0f}' if time.p50 >= 100 else f'{time.p50:.1f}'
+
     both = 'deployed and trained'
     for batch, compiled in itertools.product((1, 8), (False, True)):
-        ratios = [
-            found[part, name, batch, compiled]
-            for part, name in (('deployed', 'deployed'), (both, 'deployed'), (both, 'fused'))
-        ]
-        cells = [f'{ratio.p50:.2f} ({ratio.p20:.2f} to {ratio.p80:.2f})' for ratio in ratios]
-        line = f'| {batch} | {"yes" if compiled else "no"} | {" | ".join(cells)} |'
-        assert line in (ROOT / 'docs' / 'deploy.md').read_text(), line
+        ratios = [found[both, name, batch, compiled].step_ratio for name in ('deployed', 'fused')]
+        assert f'| {batch} | {"yes" if compiled else "no"} | {" | ".join(map(quoted, ratios))} |' in page
+    runs = [('deployed', batch, compiled) for batch, compiled in itertools.product((1, 8), (False, True))]
+    runs += [(f'{runtime}{dtype}', 1, False) for runtime in RUNTIMES for dtype in ('', ' int8')]
+    for part, batch, compiled in runs:
+        plain, se = (found[part, name, batch, compiled] for name in ('plain deployed', 'deployed'))
+        times = ' | '.join(milliseconds(cost.step_ms) for cost in (plain, se))
+        assert f'| {batch} | {times} | {quoted(se.step_ratio)} |' in page, part
 
 
 def test_pages_quote_the_committed_numbers():
