@@ -113,15 +113,15 @@ def test_detector(run, shapes, tmp_path):
     assert code == 1 and output.splitlines()[-1].startswith('error: 1 of 1 images')
 
 
-def test_fixed_sizes(run, shapes, tmp_path):
+def test_fixed_sizes(run, scenes, tmp_path):
     """A file for one size, and a network that takes one size."""
-    torch.save(build(DETECTOR).state_dict(), tmp_path / 'a.pth')
-    code, output = run(*export(DETECTOR, 'a.pth', 'a.onnx', '--size', '64', '64'))
+    torch.save(build(CLASSIFIER).state_dict(), tmp_path / 'a.pth')
+    code, output = run(*export(CLASSIFIER, 'a.pth', 'a.onnx', '--size', '40', '40'))
     assert code == 0, output
-    quantise = sys.executable, TOOLS / 'quantize_onnx.py', DETECTOR, 'a.onnx', 'int8.onnx', '--images', shapes / 'val'
-    code, output = run(*quantise)
+    tool = TOOLS / 'quantize_onnx.py'
+    code, output = run(sys.executable, tool, CLASSIFIER, 'a.onnx', 'int8.onnx', '--images', scenes / 'val_256')
     last = output.splitlines()[-1]
-    assert code == 1 and 'does not fit into a.onnx, 1x3x64x64 and 1x3x' in last and 'Traceback' not in output
+    assert code == 1 and 'does not fit into a.onnx, 1x3x40x40 and 1x3x' in last and 'Traceback' not in output
     config = CONFIGS / 'variations' / 'cnn_cifar10.py'
     torch.save(build(config).state_dict(), tmp_path / 'cnn.pth')
     code, output = run(*export(config, 'cnn.pth', 'cnn.onnx', '--size', '32', '32', '--dynamic'))
