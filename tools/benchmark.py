@@ -46,7 +46,7 @@ from se_mm.analysis import (
     save_figure,
 )
 from se_mm.analysis.cost_tables import cost_table, target_table
-from se_mm.conversion.onnx_file import RUNTIMES
+from se_mm.conversion.onnx_file import RUNTIMES, check_installed
 from se_mm.engine import guard
 from se_mm.engine.checks import check_compiler
 from se_mm.ops import se_tail
@@ -237,6 +237,8 @@ def measure(args, path):
     """Run the parts that were asked for and write the file."""
     if args.compile:
         check_compiler('--compile')
+    if 'runtimes' in args.parts:
+        check_installed(*RUNTIMES)
     gpu = torch.cuda.is_available()
     args.batch_size = args.batch_size or (128 if gpu else 8)
     columns = TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()

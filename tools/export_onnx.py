@@ -8,7 +8,6 @@ metadata say how images are prepared, and name the classes.
 
 import argparse
 import copy
-import importlib
 import json
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from rich.table import Table
 from torch import nn
 
 import se_mm  # noqa: F401  registers the backbones
-from se_mm.conversion.onnx_file import RUNTIMES, export_onnx, largest_share, largest_shift
+from se_mm.conversion.onnx_file import RUNTIMES, check_installed, export_onnx, largest_share, largest_shift
 from se_mm.conversion.traceable import is_detector, traceable
 from se_mm.engine import guard
 from se_mm.engine.inference import build_whole_model, classes_of, normalised_images, test_steps
@@ -31,8 +30,7 @@ from se_mm.utils.config import load_config, type_name
 from se_mm.version import __version__
 from se_mm.weights import fetch, load_backbone
 
-LARGE = 288
-NEEDED = dict(onnx='onnx', onnxscript='onnx', onnxruntime='onnx', openvino='openvino')  # packages, and their extras
+LARGE = 288  # pixels
 
 
 def parse_args():
@@ -63,11 +61,7 @@ def parse_args():
 
 
 def check_packages(args):
-    for name in ('onnx', 'onnxscript', 'onnxruntime', *args.runtimes):
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise InputError(f"exporting needs {error.name}: pip install 'se_mm[{NEEDED[name]}]'") from error
+    check_installed(*args.runtimes)
     if Version(torch.__version__) < Version('2.6'):
         raise InputError(f'torch {torch.__version__} cannot export batch norms this way: use 2.6 or newer')
     import onnx

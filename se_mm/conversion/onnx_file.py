@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import warnings
 from collections import Counter
@@ -126,6 +127,20 @@ def run_by_openvino(content: bytes, threads: int = 0) -> Run:
 
 
 RUNTIMES = dict(onnxruntime=run_by_onnxruntime, openvino=run_by_openvino)
+EXTRAS = dict(onnx='onnx', onnxscript='onnx', onnxruntime='onnx', openvino='openvino')  # what installs a package
+
+
+def check_installed(*runtimes: str) -> None:
+    """Check that packages for exporting and runtimes can be imported.
+
+    Raises:
+        InputError: one cannot; it says how to install the package.
+    """
+    for name in ('onnx', 'onnxscript', *runtimes):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise InputError(f"exporting needs {error.name}: pip install 'se_mm[{EXTRAS[name]}]'") from error
 
 
 def largest_share(actual: Iterable[np.ndarray], expected: Iterable[np.ndarray]) -> float:
