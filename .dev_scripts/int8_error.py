@@ -7,11 +7,11 @@ where it is installed, run by OpenVINO.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import torch
 from mmengine.runner import Runner
 from rich.console import Console
 from rich.table import Table
@@ -19,7 +19,7 @@ from rich.table import Table
 import se_mm  # noqa: F401  registers the data sets
 from se_mm.conversion.onnx_file import RUNTIMES
 from se_mm.conversion.quantised import in_int8, quantised
-from se_mm.engine.inference import normalised_images
+from se_mm.engine.inference import normalised, normalised_images
 from se_mm.utils.config import load_config, use_scope
 
 
@@ -27,12 +27,9 @@ def test_data(cfg, known):
     """All images as the file says, (N, C, H, W), and their classes."""
     images, labels = [], []
     for batch in Runner.build_dataloader(cfg.test_dataloader):
-        images += [image.numpy() for image in batch['inputs']]
+        images += batch['inputs']
         labels += [sample.gt_label.item() for sample in batch['data_samples']]
-    images = np.stack(images).astype(np.float32)
-    images = images[:, ::-1] if known['channels'] == 'RGB' else images
-    mean, std = (np.float32(json.loads(known[key]))[:, None, None] for key in ('mean', 'std'))
-    return (images - mean) / std, np.array(labels)
+    return normalised(torch.stack(images), known).numpy(), np.array(labels)
 
 
 def error(run, images, labels):
@@ -67,7 +64,7 @@ def main():
         content = file.read_bytes()
         known = onnxruntime.InferenceSession(content).get_modelmeta().custom_metadata_map
         images, labels = test_data(cfg, known)
-        seen = normalised_images(cfg, args.calibrate, known)
+        seen = list(normalised_images(cfg, args.calibrate, known))
         for runtime in RUNTIMES:
             table.add_row(file.stem, '-', 'float', runtime, f'{error(RUNTIMES[runtime](content), images, labels):.2f}')
         for gates in (False, True):

@@ -42,12 +42,12 @@ pixels = image[:, :, ::-1] if known['channels'] == 'RGB' else image
 pixels = (pixels - np.array(json.loads(known['mean']))) / json.loads(known['std'])
 outputs = session.run(None, {'images': pixels.transpose(2, 0, 1)[None].astype(np.float32)})
 
-classes = json.loads(known['classes'])
+classes = dict(enumerate(json.loads(known.get('classes', '[]'))))
 if len(outputs) == 1:
     odds = np.exp(outputs[0][0] - outputs[0].max())
     for label in odds.argsort()[::-1][:5]:
-        print(f'{classes[label]}: {odds[label] / odds.sum():.4f}')
+        print(f'{classes.get(label, label)}: {odds[label] / odds.sum():.4f}')
 else:
     scale = [original.shape[1] / image.shape[1], original.shape[0] / image.shape[0]] * 2
     for box, score, label in zip(*outputs):
-        print(f'{classes[label]}: {score:.4f}', *(f'{edge:.1f}' for edge in box * scale))
+        print(f'{classes.get(label, label)}: {score:.4f}', *(f'{edge:.1f}' for edge in box * scale))

@@ -30,7 +30,7 @@ from se_mm.utils.config import load_config, type_name
 from se_mm.version import __version__
 from se_mm.weights import fetch, load_backbone
 
-LARGE = 288  # pixels
+LARGE = 288  # pixels of a dynamic example: a map of a single row would be taken for a constant
 
 
 def parse_args():
@@ -154,24 +154,25 @@ def check(args, content, model, images):
     Raises:
         InputError: further than --tolerance, or a runtime cannot run the file.
     """
-    table, largest, found = Table('images', 'runtime', 'largest difference', 'objects'), 0.0, 0
+    runs = {}
     for runtime in args.runtimes:
         try:
-            run = RUNTIMES[runtime](content)
+            runs[runtime] = RUNTIMES[runtime](content)
         except Exception as error:  # each runtime has its own errors
             raise InputError(f'{args.out} is not written: {runtime} cannot load it: {error}') from error
-        for name, batch in images.items():
-            try:
-                expected, actual = expected_outputs(model, batch), run(batch.numpy())
-            except Exception as error:  # each runtime has its own errors
-                raise InputError(
-                    f'{args.out} is not written: {runtime} or PyTorch fails on images {name}: {error}'
-                ) from error
+    table, largest, found = Table('images', 'runtime', 'largest difference', 'objects'), 0.0, 0
+    for name, batch in images.items():
+        try:
+            expected = expected_outputs(model, batch)
+            actual = {runtime: run(batch.numpy()) for runtime, run in runs.items()}
+        except Exception as error:  # each runtime has its own errors
+            raise InputError(f'{args.out} is not written: images {name} cannot be run: {error}') from error
+        for runtime, outputs in actual.items():
             if is_detector(model):
-                difference, objects = largest_shift(actual, expected, max(batch.shape[-2:])), str(len(expected[1]))
+                difference, objects = largest_shift(outputs, expected, max(batch.shape[-2:])), str(len(expected[1]))
                 found += len(expected[1])
             else:
-                difference, objects = largest_share(actual, expected), ''
+                difference, objects = largest_share(outputs, expected), ''
             table.add_row(name, runtime, f'{difference:.1e}', objects)
             largest = max(largest, difference) if difference == difference else np.inf
     Console(width=None if Console().is_terminal else 160).print(table)
@@ -203,7 +204,7 @@ def main():
         outputs = [f'stage{i + 1}' for i in model.out_indices] if args.backbone else ['scores']
     dynamic = () if not args.dynamic else (2, 3) if detector else (0, 2, 3)
     number = 2 if 0 in dynamic else args.batch  # one image would be taken for a constant
-    size = [max(edge, LARGE) for edge in args.size] if args.dynamic else args.size  # no map of a single row
+    size = [max(edge, LARGE) for edge in args.size] if args.dynamic else args.size
     example = torch.zeros(number, channels, *size)
     content = export_onnx(network, example, outputs, dynamic=dynamic, opset=args.opset, metadata=metadata)
     check(args, content, model, images)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 import se_mm  # noqa: F401  registers the data sets
+from se_mm.conversion.onnx_file import check_installed
 from se_mm.conversion.quantised import in_int8, quantised
 from se_mm.engine import guard
 from se_mm.engine.inference import normalised_images
@@ -53,20 +54,17 @@ def fitting(images, shape, file):
 
 def main():
     args = parse_args()
-    try:
-        import onnx
-        import onnxruntime
-    except ImportError as error:
-        raise InputError(f"quantising needs {error.name}: pip install 'se_mm[onnx]'") from error
+    check_installed('onnxruntime')
+    import onnxruntime
+
     if not args.file.is_file():
         raise InputError(f'{args.file} does not exist')
     cfg = load_config(args.config)
     use_scope(cfg)
     try:
-        session = onnxruntime.InferenceSession(args.file)
+        session = onnxruntime.InferenceSession(exported := args.file.read_bytes())
         known = session.get_modelmeta().custom_metadata_map
-        onnx.load(args.file)
-    except Exception as error:  # each package has its own errors
+    except Exception as error:  # of many kinds
         raise InputError(f'{args.file} cannot be read as an ONNX file: {error}') from error
     if 'se_mm_version' not in known:
         raise InputError(f'{args.file} was not written by tools/export_onnx.py: export the network with that tool')
@@ -74,7 +72,7 @@ def main():
     with Progress(console=Console(stderr=True)) as progress:
         images = zip(files, normalised_images(cfg, files, known))
         images = progress.track(images, total=len(files), description='calibrating')
-        content = quantised(args.file.read_bytes(), fitting(images, shape, args.file))
+        content = quantised(exported, fitting(images, shape, args.file))
     with written_whole(args.out) as temporary:
         temporary.write_bytes(content)
     counts = in_int8(content)

@@ -80,6 +80,13 @@ def prepared_images(cfg: Config, model: nn.Module, images: list[str]) -> list[Te
     return [model.data_preprocessor(batch, False)['inputs'] for batch in found]
 
 
+def normalised(images: Tensor, metadata: Mapping[str, str]) -> Tensor:
+    """Images (N, C, H, W) as OpenCV reads them, BGR, in the way that the metadata of an exported file say."""
+    mean, std = (torch.tensor(json.loads(metadata[key]))[:, None, None] for key in ('mean', 'std'))
+    images = images.flip(1) if metadata['channels'] == 'RGB' else images
+    return (images.float() - mean) / std
+
+
 def pipeline_outputs(cfg: Config, images: list[str]) -> Iterator[dict]:
     """What the test pipeline of a config makes of image files: ``inputs``, uint8 (C, H, W), and ``data_samples``.
 
@@ -104,11 +111,8 @@ def normalised_images(cfg: Config, images: list[str], metadata: Mapping[str, str
     """
     if not cfg.get('test_dataloader'):
         raise InputError(f'{cfg.filename} has no test_dataloader, whose pipeline prepares images')
-    mean, std = (torch.tensor(json.loads(metadata[key]))[:, None, None] for key in ('mean', 'std'))
     for sample in pipeline_outputs(cfg, images):
-        image = sample['inputs'].float()  # as OpenCV reads it: BGR
-        image = image.flip(0) if metadata['channels'] == 'RGB' else image
-        yield ((image - mean) / std)[None]
+        yield normalised(sample['inputs'][None], metadata)
 
 
 def test_steps(cfg: Config) -> list[dict]:

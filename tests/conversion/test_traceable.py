@@ -1,5 +1,6 @@
 """Detectors as functions of a tensor against MMDetection's own prediction."""
 
+from collections import OrderedDict
 from pathlib import Path
 
 import mmdet
@@ -14,7 +15,9 @@ from torch import nn
 
 from conftest import CONFIGS
 from se_mm.conversion.onnx_file import export_onnx, largest_shift, run_by_onnxruntime
+from se_mm.conversion.quantised import in_int8, quantised
 from se_mm.conversion.traceable import traceable
+from se_mm.models import SELayer
 
 MMDET_CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'
 FASTER_RCNN = CONFIGS / 'quickstart' / 'faster_rcnn_se_r18_shapes.py'
@@ -85,6 +88,15 @@ def test_exported_single_stage_takes_any_size():
         images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(2))
         expected = [x.numpy() for x in predicted(model, images)]
         assert len(expected[1]) > 5 and largest_shift(run(images.numpy()), expected, max(size)) < 1e-5
+
+
+def test_gates_of_any_name_are_found():
+    """SE that has another name than the networks here give."""
+    network = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 16, 3), attention=SELayer(16, ratio=4))).eval()
+    content = export_onnx(network, torch.zeros(1, 3, 8, 8), ['map'])
+    int8 = quantised(content, [torch.rand(1, 3, 8, 8).numpy()])
+    assert in_int8(int8) == dict(gates=(0, 2), others=(1, 1))
+    assert in_int8(quantised(content, [torch.rand(1, 3, 8, 8).numpy()], gates=True))['gates'] == (2, 2)
 
 
 def test_detectors_that_predict_otherwise_are_refused():
