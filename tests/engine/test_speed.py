@@ -50,7 +50,9 @@ def test_amp_on_cpus_computes_in_bfloat16(run, scenes, tmp_path):
     train = [sys.executable, TOOLS / 'train.py', CLASSIFIER, *options(scenes)]
     code, usual = run(*train, '--work-dir', tmp_path / 'usual', CUDA_VISIBLE_DEVICES='')
     assert code == 0, usual
-    code, output = run(*train, '--work-dir', tmp_path / 'amp', '--amp', CUDA_VISIBLE_DEVICES='')
+    code, output = run(
+        *train, 'optim_wrapper.loss_scale=dynamic', '--work-dir', tmp_path / 'amp', '--amp', CUDA_VISIBLE_DEVICES=''
+    )
     assert code == 0 and len(losses(output)) == 8, output
     assert losses(output) != losses(usual) and losses(output) == pytest.approx(losses(usual), rel=0.1)
     saved = torch.load(tmp_path / 'amp' / 'epoch_2.pth', weights_only=False)

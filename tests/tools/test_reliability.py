@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from conftest import CONFIGS, TOOLS
+from se_mm.engine.interruptions import report_unless_left_alone
 from se_mm.utils.config import build_model, load_config
 from se_mm.weights import read_checkpoint
 from work_dirs import many_scenes
@@ -144,6 +145,14 @@ def test_interrupt_is_one_line(small, scenes, tmp_path, free_port, tool, process
     assert process.wait(timeout=100) == 130, log.read_text()
     after = log.read_text().rpartition(words)[2]
     assert after.count('error: ') == 1 and 'error: interrupted' in after and 'Traceback' not in after
+
+
+def test_workers_that_are_left_alone_say_nothing(capsys):
+    for error in (EOFError(), ConnectionResetError()):
+        report_unless_left_alone(type(error), error, None)
+    assert capsys.readouterr().err == ''
+    report_unless_left_alone(ValueError, ValueError('broken'), None)
+    assert 'ValueError: broken' in capsys.readouterr().err
 
 
 DIES = """
