@@ -55,6 +55,8 @@ def parse_args():
     args = parser.parse_args()
     if args.opset < 18 or min(args.batch, *args.size) < 1:
         parser.error('--opset starts at 18; --batch and --size at 1')
+    if args.out.suffix != '.onnx':
+        parser.error(f'{args.out}: give a file with the suffix .onnx')
     if args.images and args.backbone:
         parser.error('--images is for whole models: leave out --backbone')
     return args

@@ -29,7 +29,10 @@ def parse_args():
     parser.add_argument(
         '--images', nargs='+', required=True, metavar='IMAGE', help='files, or folders of .jpg and .png'
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.out.suffix != '.onnx':
+        parser.error(f'{args.out}: give a file with the suffix .onnx')
+    return args
 
 
 def image_files(paths):
@@ -68,6 +71,8 @@ def main():
         raise InputError(f'{args.file} cannot be read as an ONNX file: {error}') from error
     if 'se_mm_version' not in known:
         raise InputError(f'{args.file} was not written by tools/export_onnx.py: export the network with that tool')
+    if any(number for number, _ in in_int8(exported).values()):
+        raise InputError(f'{args.file} is in int8 already: give the file that tools/export_onnx.py has written')
     files, shape = image_files(args.images), session.get_inputs()[0].shape
     with Progress(console=Console(stderr=True)) as progress:
         images = zip(files, normalised_images(cfg, files, known))

@@ -164,18 +164,22 @@ class Backbone(BaseModule):
                 that the layer gives every image. ``with_se`` then says which units have SE.
 
         Returns:
-            What became of every norm and SE layer; nothing if the network is deployed already.
+            What became of every norm and SE layer; nothing if the network is deployed already, or is in training mode,
+            in which batch norms depend on the batch: it stays as it is, with a warning.
 
         Raises:
-            RuntimeError: the network is in training mode, in which batch norms depend on the batch.
             ValueError: ``constant_gates`` names what is no SE layer, or has another number of channels.
         """
         if self.deployed:
             return []
         if self.training:
-            raise RuntimeError(
-                f'{type(self).__name__} is in training mode, where batch norms depend on the batch: call eval() first'
+            print_log(  # no error: deployment tools of OpenMMLab call this on networks that are not in eval mode yet
+                f'{type(self).__name__} is in training mode, where batch norms depend on the batch, and stays as it '
+                'is: call eval() before switch_to_deploy()',
+                'current',
+                logging.WARNING,
             )
+            return []
         with torch.no_grad():
             report = deploy(self, constant_gates or {})
         self.requires_grad_(False)

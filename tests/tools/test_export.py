@@ -111,6 +111,8 @@ def test_detector(run, shapes, tmp_path):
     assert len(close[1]) == 100 and abs(close[1][0] - expected.scores[0]) < 0.1
     code, output = run(*command, tmp_path / 'nothing')
     assert code == 1 and output.splitlines()[-1].startswith('error: 1 of 1 images')
+    code, output = run(*command[:3], 'int8.onnx', 'twice.onnx', '--images', shapes / 'val')
+    assert code == 1 and output.splitlines()[-1].startswith('error: int8.onnx is in int8 already')
 
 
 def test_fixed_sizes(run, scenes, tmp_path):
@@ -138,6 +140,8 @@ def test_errors(run, tmp_path):
     ):
         code, output = run(*export(DETECTOR, 'a.pth', 'a.onnx', '--size', '64', '64', *arguments))
         assert code == 1 and words in output.strip().splitlines()[-1] and 'Traceback' not in output
+    code, output = run(*export(DETECTOR, 'a.pth', 'a.pt'))
+    assert code == 2 and 'a.pt: give a file with the suffix .onnx' in output
     (tmp_path / 'soft.py').write_text(
         f"_base_ = '{DETECTOR}'\nmodel = dict(test_cfg=dict(rcnn=dict(nms=dict(type='soft_nms'))))"
     )
