@@ -5,12 +5,16 @@ the same round. Parts: target, the figures this project aims at; variants, all i
 growth, over batch size, input size and depth; detector, a Faster R-CNN step on 800x1333;
 deployed, inference of both networks after switch_to_deploy(); runtimes, the same by
 onnxruntime and OpenVINO on the CPU, in float32 and int8.
+On a GPU, the tests of the kernels come first, and target and deployed are measured with
+torch.compile as well.
 What is measured goes into OUT.csv; tables, OUT.png (overview) and OUT_details.png are made from
 that file.
 """
 
 import argparse
 import platform
+import subprocess
+import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -50,16 +54,19 @@ from se_mm.conversion.onnx_file import RUNTIMES, check_installed
 from se_mm.engine import guard
 from se_mm.engine.checks import check_compiler
 from se_mm.ops import se_tail
-from se_mm.utils import installed_versions
+from se_mm.utils import InputError, installed_versions
 from se_mm.utils.config import build_model, load_config
 
 PARTS = ('target', 'variants', 'growth', 'detector', 'deployed', 'runtimes')
-CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS, KERNEL_TESTS = ROOT / 'configs', ROOT / 'tests' / 'ops'
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--parts', nargs='+', choices=PARTS, default=['target', 'detector'], help='[target detector]')
+    parser.add_argument(
+        '--parts', nargs='+', choices=PARTS, help='[target detector; on a GPU target detector deployed]'
+    )
     parser.add_argument('--out', default='work_dirs/benchmark', help='files without suffix [work_dirs/benchmark]')
     parser.add_argument('--batch-size', type=int, help='of training [8; on a GPU 128]')
     parser.add_argument('--size', type=int, default=224, help='of the square images [224]')
@@ -96,7 +103,8 @@ class Benchmark:
         )
 
     def write(self, setting, variant, **values):
-        self.write_cost(Cost(**asdict(setting), variant=variant, **values, **self.machine))
+        machine = dict(self.machine, device=processor()) if setting.part.startswith(tuple(RUNTIMES)) else self.machine
+        self.write_cost(Cost(**asdict(setting), variant=variant, **values, **machine))
 
     def compare(self, setting, measurements, warmup=2, repeats=None):
         """Measure networks in turn, the plain one first, and write what each costs."""
@@ -233,13 +241,27 @@ def processor():
     return names[0].strip() if names else platform.processor()
 
 
+def check_kernels():
+    """Run the tests of the kernels on this GPU: wrong kernels are not worth measuring.
+
+    Raises:
+        InputError: a test failed.
+    """
+    command = [sys.executable, '-m', 'pytest', '-q', '-x', '--no-header', '-p', 'no:cacheprovider', str(KERNEL_TESTS)]
+    if subprocess.run(command, stdout=sys.stderr).returncode:
+        raise InputError(f'nothing is measured: {" ".join(command[1:])} failed on {torch.cuda.get_device_name()}')
+
+
 def measure(args, path):
     """Run the parts that were asked for and write the file."""
+    gpu = torch.cuda.is_available()
+    args.parts = args.parts or ['target', 'detector', *(['deployed'] if gpu else [])]
     if args.compile:
         check_compiler('--compile')
     if 'runtimes' in args.parts:
         check_installed(*RUNTIMES)
-    gpu = torch.cuda.is_available()
+    if gpu and KERNEL_TESTS.is_dir():  # a clone: an installed package has no tests
+        check_kernels()
     args.batch_size = args.batch_size or (128 if gpu else 8)
     columns = TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True)) as progress, cost_writer(path) as write:
@@ -258,7 +280,7 @@ def measure(args, path):
             for compiled in (False, True) if args.compile else (False,):
                 benchmark.run_networks('variants', here | elsewhere, compiled)
         if 'deployed' in args.parts:
-            for compiled in (False, True) if args.compile else (False,):
+            for compiled in (False, True) if gpu or args.compile else (False,):
                 benchmark.run_deployed(compiled)
         if 'runtimes' in args.parts:
             benchmark.run_runtimes()
