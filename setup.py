@@ -62,6 +62,7 @@ setup(
     extras_require={
         'weights': ['timm>=1.0', 'protobuf>=4.22'],  # timm:// and Caffe's files
         'openvino': ['openvino>=2025.0'],  # checks exported files
+        'prune': ['torch-pruning>=1.6,<2'],  # which channels belong together
         'onnx': ['onnx>=1.16', 'onnxscript>=0.2', 'onnxruntime>=1.17'],
         # the maintained fork
         'onedl': [

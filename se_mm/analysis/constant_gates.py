@@ -12,6 +12,7 @@ from torch import Tensor
 from se_mm.utils import InputError
 
 from .excitation_page import file_stem
+from .gate_bank import MEAN, ONE
 
 
 def constant_gates(folder: str | Path) -> dict[str, Tensor]:
@@ -21,7 +22,7 @@ def constant_gates(folder: str | Path) -> dict[str, Tensor]:
         folder: that tools/analyze_excitation.py has written, for one network.
 
     Returns:
-        Gates (C,), float64, by path of the SE layer in the model.
+        Gates (C,), float64, by path of the SE layer in the model; those come first whose replacement costs least.
 
     Raises:
         InputError: the folder holds no analysis, an analysis of several networks, or one without verdicts.
@@ -40,5 +41,11 @@ def constant_gates(folder: str | Path) -> dict[str, Tensor]:
     statistics = np.load(path.with_name(f'{file_stem(network["network"])}.npz'), allow_pickle=False)
     paths = {layer['name']: layer['path'] for layer in network['layers']}
     means = {name: torch.from_numpy(statistics[f'{name}/mean'][0]) for name in roles}
-    idle = {paths[name]: torch.ones_like(means[name]) for name, role in roles.items() if role == 'idle'}
-    return idle | {paths[name]: means[name] for name, role in roles.items() if role == 'static'}
+    losses = {
+        layer['name']: {gates: layer.get(f'{gates}_loss', 0.0) for gates in (ONE, MEAN)} for layer in network['layers']
+    }
+    found = {name: ONE if role == 'idle' else MEAN for name, role in roles.items() if role in ('idle', 'static')}
+    return {
+        paths[name]: means[name] if gates == MEAN else torch.ones_like(means[name])
+        for name, gates in sorted(found.items(), key=lambda item: losses[item[0]][item[1]])
+    }

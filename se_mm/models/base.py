@@ -19,7 +19,7 @@ from se_mm.registry import WEIGHT_INITIALIZERS
 from se_mm.utils.config import is_pretrained
 
 from .checks import check_stages
-from .deploy import Deployed, deploy
+from .deploy import Deployed, deploy, fold_gates
 from .se_layer import SELayer
 
 
@@ -185,6 +185,24 @@ class Backbone(BaseModule):
         self.requires_grad_(False)
         self.with_se = of_each_stage(self._with_se_now(), self.num_stages)
         self.deployed = True
+        return report
+
+    def fold_gates(self, constant_gates: Mapping[str, Tensor]) -> list[Deployed]:
+        """Multiply constant gates into weights in place of SE layers; the network can be trained afterwards.
+
+        A gate becomes a factor of the norm or convolution before SE. :attr:`with_se` then says which units have SE.
+
+        Args:
+            constant_gates: of :meth:`switch_to_deploy`.
+
+        Returns:
+            What became of these SE layers, and why one stays.
+
+        Raises:
+            ValueError: ``constant_gates`` names what is no SE layer, or has another number of channels.
+        """
+        report = fold_gates(self, constant_gates)
+        self.with_se = of_each_stage(self._with_se_now(), self.num_stages)
         return report
 
     def _with_se_now(self) -> list[bool | list[bool]]:

@@ -5,6 +5,8 @@ Squeeze-and-Excitation Networks, Hu et al., https://arxiv.org/abs/1709.01507, fi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from mmcv.cnn import build_conv_layer, build_norm_layer, build_plugin_layer
 from mmcv.cnn.bricks import DropPath
@@ -175,6 +177,8 @@ class SEBlock(SEResidual):
         drop_path: probability of dropping the branch of an image in training.
         groups, base_width, base_channels: of ResNeXt's grouped 3x3 convolution.
         expansion: output channels of a bottleneck in ``planes``, None for 4.
+        out_channels: channels of the output, None for ``planes * expansion``.
+        mid_channels: output channels of each convolution but the last, None for those of the architecture.
         fused_se: of :class:`SEResidual`.
         init_cfg: initialisation config.
 
@@ -205,6 +209,8 @@ class SEBlock(SEResidual):
         fused_se: bool | str = True,
         init_cfg: dict | list[dict] | None = None,
         expansion: int | None = None,
+        out_channels: int | None = None,
+        mid_channels: Sequence[int] | None = None,
     ) -> None:
         super().__init__(fused_se=fused_se, drop_path=drop_path, init_cfg=init_cfg)
         self.expansion = type(self).expansion if expansion is None else expansion
@@ -212,29 +218,37 @@ class SEBlock(SEResidual):
         self.inplanes, self.planes = inplanes, planes
         self.stride, self.dilation, self.style = stride, dilation, style
         self.groups = groups
-        self.width = planes if groups == 1 else planes * base_width // base_channels * groups
+        width = planes if groups == 1 else planes * base_width // base_channels * groups
+        self.widths = self.usual_widths(width) if mid_channels is None else tuple(mid_channels)
         # mmpretrain's names
-        self.in_channels, self.mid_channels, self.out_channels = inplanes, self.width, planes * self.expansion
+        self.in_channels, self.mid_channels = inplanes, self.widths[-1]
+        self.out_channels = planes * self.expansion if out_channels is None else out_channels
         self.se_position = se_position
         check_se_position(se_position, bottleneck=type(self).expansion > 1)
 
         self.plugin_names: dict[str, list[str]] = {}
-        for i, (in_channels, out_channels, conv_kwargs) in enumerate(self.branch_convs(), 1):
+        channels = (self.inplanes, *self.widths, self.out_channels)
+        for i, (cin, cout, conv_kwargs) in enumerate(zip(channels, channels[1:], self.branch_convs()), 1):
             cfg = branch_conv_cfg(conv_cfg, dcn, **conv_kwargs)
-            self.add_module(f'conv{i}', build_conv_layer(cfg, in_channels, out_channels, bias=False, **conv_kwargs))
-            norm_name, norm = build_norm_layer(norm_cfg, out_channels, postfix=i)
+            self.add_module(f'conv{i}', build_conv_layer(cfg, cin, cout, bias=False, **conv_kwargs))
+            norm_name, norm = build_norm_layer(norm_cfg, cout, postfix=i)
             self.add_module(norm_name, norm)
             setattr(self, f'norm{i}_name', norm_name)
-            self._add_plugins(f'after_conv{i}', plugins, out_channels)
+            self._add_plugins(f'after_conv{i}', plugins, cout)
         self.downsample = downsample
         self.se_layer = None if se_position is None else SELayer(self._se_channels(), **(se_cfg or {}))
 
-    def branch_convs(self) -> list[tuple[int, int, dict]]:
-        """Input channels, output channels and further arguments of each convolution."""
+    @classmethod
+    def usual_widths(cls, width: int) -> tuple[int, ...]:
+        """Output channels of each convolution but the last, for the width of the branch."""
+        raise NotImplementedError
+
+    def branch_convs(self) -> list[dict]:
+        """Arguments of each convolution but its channels."""
         raise NotImplementedError
 
     def branch(self, x: Tensor) -> Tensor:
-        """(N, inplanes, H, W) to the last convolution's input (N, width, H / stride, W / stride)."""
+        """(N, inplanes, H, W) to the last convolution's input (N, widths[-1], H / stride, W / stride)."""
         raise NotImplementedError
 
     def convolutions_with_norm(self) -> list[tuple[str, str]]:
@@ -242,7 +256,7 @@ class SEBlock(SEResidual):
         return [(f'conv{i}', getattr(self, f'norm{i}_name')) for i, _ in enumerate(self.branch_convs(), 1)]
 
     def _se_channels(self) -> int:
-        return {'pre': self.inplanes, '3x3': self.width}.get(self.se_position, self.planes * self.expansion)
+        return {'pre': self.inplanes, '3x3': self.widths[-1]}.get(self.se_position, self.out_channels)
 
     def _add_plugins(self, position: str, plugins: list[dict] | None, channels: int) -> None:
         self.plugin_names[position] = []
@@ -297,7 +311,7 @@ class SEBlock(SEResidual):
         return self.relu(self.drop_path(x) + identity)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, inplanes, H, W) to (N, planes * expansion, H / stride, W / stride)."""
+        """(N, inplanes, H, W) to (N, out_channels, H / stride, W / stride)."""
         identity = x if self.downsample is None else self.downsample(x)
         if self.se_position == 'identity':
             identity = self.se_layer(identity)
@@ -314,13 +328,16 @@ class SEBasicBlock(SEBlock):
     last_conv = property(lambda self: self.conv2)
     last_norm, last_position = SEBlock.norm2, 'after_conv2'
 
-    def branch_convs(self) -> list[tuple[int, int, dict]]:
+    @classmethod
+    def usual_widths(cls, width: int) -> tuple[int, ...]:
+        return (width,)
+
+    def branch_convs(self) -> list[dict]:
         first = dict(kernel_size=3, stride=self.stride, padding=self.dilation, dilation=self.dilation)
-        second = dict(kernel_size=3, stride=1, padding=1)
-        return [(self.inplanes, self.planes, first), (self.planes, self.planes, second)]
+        return [first, dict(kernel_size=3, stride=1, padding=1)]
 
     def branch(self, x: Tensor) -> Tensor:
-        x = self.relu(self.norm1(self.conv1(x)))  # (N, planes, H / stride, W / stride)
+        x = self.relu(self.norm1(self.conv1(x)))  # (N, widths[0], H / stride, W / stride)
         return self.run_plugins(x, 'after_conv1')
 
 
@@ -332,19 +349,19 @@ class SEBottleneck(SEBlock):
     last_conv = property(lambda self: self.conv3)
     last_norm, last_position = norm3, 'after_conv3'
 
-    def branch_convs(self) -> list[tuple[int, int, dict]]:
+    @classmethod
+    def usual_widths(cls, width: int) -> tuple[int, ...]:
+        return width, width
+
+    def branch_convs(self) -> list[dict]:
         stride1, stride2 = (1, self.stride) if self.style == 'pytorch' else (self.stride, 1)
         spatial = dict(kernel_size=3, stride=stride2, padding=self.dilation, dilation=self.dilation, groups=self.groups)
-        return [
-            (self.inplanes, self.width, dict(kernel_size=1, stride=stride1)),
-            (self.width, self.width, spatial),
-            (self.width, self.planes * self.expansion, dict(kernel_size=1, stride=1)),
-        ]
+        return [dict(kernel_size=1, stride=stride1), spatial, dict(kernel_size=1, stride=1)]
 
     def branch(self, x: Tensor) -> Tensor:
-        x = self.relu(self.norm1(self.conv1(x)))  # (N, width, H, W); style 'caffe' has the stride here
+        x = self.relu(self.norm1(self.conv1(x)))  # (N, widths[0], H, W); style 'caffe' has the stride here
         x = self.run_plugins(x, 'after_conv1')
-        x = self.relu(self.norm2(self.conv2(x)))  # (N, width, H / stride, W / stride)
+        x = self.relu(self.norm2(self.conv2(x)))  # (N, widths[1], H / stride, W / stride)
         x = self.run_plugins(x, 'after_conv2')
         if self.se_position == '3x3':
             x = self.se_layer(x)
@@ -354,6 +371,6 @@ class SEBottleneck(SEBlock):
 class SENetBottleneck(SEBottleneck):
     """Of SENet-154: the first convolution has half of the usual channels (appendix of the paper)."""
 
-    def branch_convs(self) -> list[tuple[int, int, dict]]:
-        (cin, width, first), (_, *second), third = super().branch_convs()
-        return [(cin, width // 2, first), (width // 2, *second), third]
+    @classmethod
+    def usual_widths(cls, width: int) -> tuple[int, ...]:
+        return width // 2, width

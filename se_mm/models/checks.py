@@ -43,6 +43,40 @@ def check_stages(
         raise ValueError(f'num_stages={num_stages}: {"; ".join(wrong)}')
 
 
+def widths_of_units(
+    mid_channels: Sequence[Sequence[int | Sequence[int]]] | None, units: Sequence[int], convs: int, groups: int = 1
+) -> list[list[tuple[int, ...] | None]]:
+    """Channels between the convolutions of each unit, by stage; None for those of the architecture.
+
+    Args:
+        mid_channels: for each stage one entry for each unit: a number, or one for each convolution but the last.
+        units: number of units of each stage.
+        convs: convolutions of a unit but the last.
+        groups: of a unit's second convolution.
+
+    Raises:
+        ValueError: there are not as many entries as units, or an entry has not as many numbers, or such that are no
+            multiples of ``groups``.
+    """
+    if mid_channels is None:
+        return [[None] * number for number in units]
+    check_stages(len(units), len(units), mid_channels=mid_channels)
+    found = []
+    for i, (stage, number) in enumerate(zip(mid_channels, units)):
+        if len(stage) != number:
+            raise ValueError(f'mid_channels[{i}]={list(stage)} needs {number} entries, one for each unit')
+        widths = [(entry,) * convs if isinstance(entry, Integral) else tuple(entry) for entry in stage]
+        for entry in widths:
+            if len(entry) != convs:
+                raise ValueError(f'mid_channels[{i}] has {entry}: give {convs} numbers for a unit, or one')
+            for width in entry:
+                check_whole(**{f'mid_channels[{i}]': width})
+                if width % groups:
+                    raise ValueError(f'mid_channels[{i}] has {width}, which is no multiple of groups={groups}')
+        found.append(widths)
+    return found
+
+
 def check_block(style: str, expansion: int, bottleneck: bool) -> None:
     """Check the arguments of a residual unit."""
     if style not in ('pytorch', 'caffe'):

@@ -6,7 +6,7 @@ Variations of Squeeze and Excitation networks, https://arxiv.org/abs/2304.06502,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from mmcv.cnn import ConvModule, build_norm_layer
@@ -18,6 +18,7 @@ from se_mm.registry import MODELS
 
 from .base import Backbone
 from .blocks import SEBasicBlock, check_fused_se
+from .checks import check_stages, check_whole, widths_of_units
 from .se_layer import SELayer
 
 
@@ -44,6 +45,8 @@ class PreActBlock(BaseModule):
         in_channels, out_channels: channels.
         stride: of the first convolution, in bottlenecks the 1x1 as in the authors' code.
         kernels: of the convolutions, (3, 3), or (1, 3, 1) for a bottleneck of a quarter of the channels.
+        mid_channels: output channels of the convolutions but the last, None for the usual ones.
+        projected: whether the shortcut is a convolution even if neither size nor channels change.
         make_se_layer: makes SE for a number of channels.
         norm_cfg: config of the norms.
     """
@@ -57,10 +60,12 @@ class PreActBlock(BaseModule):
         kernels: tuple[int, ...],
         make_se_layer: Callable[[int], nn.Module],
         norm_cfg: dict,
+        mid_channels: Sequence[int] | None = None,
+        projected: bool = False,
     ) -> None:
         super().__init__()
         width = out_channels if len(kernels) == 2 else out_channels // 4
-        widths = [in_channels, *[width] * (len(kernels) - 1), out_channels]
+        widths = [in_channels, *(mid_channels or [width] * (len(kernels) - 1)), out_channels]
         for i, kernel in enumerate(kernels):
             step = stride if i == 0 else 1
             conv = nn.Conv2d(widths[i], widths[i + 1], kernel, step, kernel // 2, bias=False)
@@ -68,7 +73,7 @@ class PreActBlock(BaseModule):
             self.add_module(f'conv{i + 1}', conv)
         self.num_convs = len(kernels)
         self.squeezes_before = False
-        projected = stride != 1 or in_channels != out_channels
+        projected = projected or stride != 1 or in_channels != out_channels
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False) if projected else None
         self.se_layer = make_se_layer(out_channels)
 
@@ -110,6 +115,9 @@ class SEResNetCIFAR(Backbone):
         in_channels: channels of the image.
         norm_cfg: config of the norms.
         fused_se: see :class:`SEResNet`; pre-activation units have nothing to fuse.
+        stem_channels: output channels of the stem.
+        stage_channels, mid_channels: see :class:`SEResNet`. Stages of 'basic' do not become narrower, as their
+            shortcuts add channels.
         **kwargs: of :class:`Backbone`.
     """
 
@@ -118,7 +126,7 @@ class SEResNetCIFAR(Backbone):
         resnet164=dict(block='preact_bottleneck', blocks=18, width=64),
         wrn16_8=dict(block='preact', blocks=2, width=128),
     )
-    kernels = dict(basic=None, preact=(3, 3), preact_bottleneck=(1, 3, 1))
+    kernels = dict(basic=(3, 3), preact=(3, 3), preact_bottleneck=(1, 3, 1))
 
     def __init__(
         self,
@@ -126,6 +134,9 @@ class SEResNetCIFAR(Backbone):
         in_channels: int = 3,
         norm_cfg: dict = dict(type='BN'),
         fused_se: bool | str = True,
+        stem_channels: int = 16,
+        stage_channels: Sequence[int] | None = None,
+        mid_channels: Sequence[Sequence[int | Sequence[int]]] | None = None,
         **kwargs,
     ) -> None:
         arch = self.arch_settings.get(arch, arch) if isinstance(arch, str) else arch
@@ -136,23 +147,33 @@ class SEResNetCIFAR(Backbone):
                 f'({", ".join(self.kernels)}), blocks and width'
             )
         check_fused_se(fused_se)
+        check_stages(3, 3, stage_channels=stage_channels)
+        for width in (stem_channels, *(stage_channels or ())):
+            check_whole(width=width)
         super().__init__(3, **kwargs)
         basic = arch['block'] == 'basic'
-        width = 16
+        kernels = self.kernels[arch['block']]
+        mid = widths_of_units(mid_channels, [arch['blocks']] * 3, len(kernels) - 1)
+        width = stem_channels
         stem = dict(norm_cfg=norm_cfg) if basic else dict(act_cfg=None, bias=False)
         self.stem = ConvModule(in_channels, width, 3, padding=1, **stem)
         for i in range(3):
             blocks = []
             for j in range(arch['blocks']):
-                cin, width = width, arch['width'] * 2**i
+                cin, width = width, arch['width'] * 2**i if stage_channels is None else stage_channels[i]
+                if basic and width < cin:
+                    raise ValueError(f'arch={arch}: {width} channels follow {cin}, and shortcuts can only add channels')
                 stride = 2 if i > 0 and j == 0 else 1
                 if basic:
                     downsample = PaddedShortcut(width, stride) if stride != 1 or cin != width else None
                     options = dict(se_cfg=self.se_cfg, se_position='standard' if self.next_has_se(i) else None)
-                    options.update(norm_cfg=norm_cfg, fused_se=fused_se)
+                    options.update(norm_cfg=norm_cfg, fused_se=fused_se, mid_channels=mid[i][j])
                     blocks.append(SEBasicBlock(cin, width, stride=stride, downsample=downsample, **options))
                 else:
-                    options = dict(kernels=self.kernels[arch['block']], make_se_layer=partial(self.make_se_layer, i))
+                    options = dict(
+                        kernels=kernels, make_se_layer=partial(self.make_se_layer, i), mid_channels=mid[i][j]
+                    )
+                    options.update(projected=j == 0 and stage_channels is not None and (i > 0 or arch['width'] != 16))
                     blocks.append(PreActBlock(cin, width, stride=stride, norm_cfg=norm_cfg, **options))
             if i == 2 and not basic:
                 blocks.append(nn.Sequential(build_norm_layer(norm_cfg, width)[1], nn.ReLU(inplace=True)))

@@ -47,13 +47,19 @@ class Deployed(NamedTuple):
 FOLDED, MOVED, STAYS = 'folded', 'squeezes before the last convolution', 'stays'
 
 
-def deploy(network: nn.Module, constant_gates: Mapping[str, Tensor]) -> list[Deployed]:
-    """Fold what can be folded in a network in evaluation mode, see :meth:`Backbone.switch_to_deploy`."""
+def fold_gates(network: nn.Module, constant_gates: Mapping[str, Tensor]) -> list[Deployed]:
+    """Put constant gates in place of SE layers, see :meth:`Backbone.fold_gates`."""
     if unknown := [path for path in constant_gates if not isinstance(_submodule(network, path), SELayer)]:
         raise ValueError(f'constant_gates: {unknown[0]} is no SE layer of this {type(network).__name__}')
     for path, gates in constant_gates.items():
         _check_width(network, path, gates)
-    report = [_fold_gates(network, path, gates) for path, gates in constant_gates.items()]
+    with torch.no_grad():
+        return [_fold_gates(network, path, gates) for path, gates in constant_gates.items()]
+
+
+def deploy(network: nn.Module, constant_gates: Mapping[str, Tensor]) -> list[Deployed]:
+    """Fold what can be folded in a network in evaluation mode, see :meth:`Backbone.switch_to_deploy`."""
+    report = fold_gates(network, constant_gates)
     stay = {row.path: row.why for row in report if row.done == STAYS}
     report = [row for row in report if row.done == FOLDED]
     for path, module in list(network.named_modules()):

@@ -17,7 +17,15 @@ from se_mm.registry import MODELS
 
 from .base import Backbone
 from .blocks import SEBasicBlock, SEBottleneck, SENetBottleneck, check_fused_se, check_se_position
-from .checks import check_act_cfg, check_block, check_plugins, check_stages, checkpoint_init_cfg
+from .checks import (
+    check_act_cfg,
+    check_block,
+    check_plugins,
+    check_stages,
+    check_whole,
+    checkpoint_init_cfg,
+    widths_of_units,
+)
 
 PLUGIN_POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3')
 
@@ -70,6 +78,10 @@ class SEResNet(Backbone):
         deploy: build the network for weights that :meth:`switch_to_deploy` has folded.
         expansion: output channels of a bottleneck in those of its 3x3 convolution, None for 4 (mmpretrain's
             argument). Wide residual networks have ``base_channels=128, expansion=2, stem_channels=64``.
+        stage_channels: output channels of each stage, as tools/prune.py writes them; None for those of the
+            architecture.
+        mid_channels: output channels of the convolutions of each unit but the last, for each stage one entry for each
+            unit: a number, or one for each of these convolutions. None for those of the architecture.
 
     Raises:
         ValueError: an argument is outside its choices, which the message names.
@@ -120,6 +132,8 @@ class SEResNet(Backbone):
         stem_pool_ceil_mode: bool = False,
         deploy: bool = False,
         expansion: int | None = None,
+        stage_channels: Sequence[int] | None = None,
+        mid_channels: Sequence[Sequence[int | Sequence[int]]] | None = None,
     ) -> None:
         if depth not in self.arch_settings:
             raise ValueError(
@@ -132,8 +146,11 @@ class SEResNet(Backbone):
             dilations=dilations,
             stage_with_dcn=None if dcn is None else stage_with_dcn,
             with_se=with_se if isinstance(with_se, Sequence) else None,
+            stage_channels=stage_channels,
             out_indices=out_indices,
         )
+        for width in stage_channels or ():
+            check_whole(stage_channels=width)
         init_cfg = checkpoint_init_cfg(pretrained, init_cfg)
         super().__init__(
             num_stages,
@@ -190,11 +207,14 @@ class SEResNet(Backbone):
             expansion=expansion,
             **self._block_kwargs(),
         )
+        widths = widths_of_units(mid_channels, self.stage_blocks, 1 if basic else 2, getattr(self, 'groups', 1))
         drop_paths = iter(torch.linspace(0, drop_path_rate, sum(self.stage_blocks), device='cpu').tolist())
         inplanes = self.stem_channels
         for i, num_blocks in enumerate(self.stage_blocks):
             planes = base_channels * 2**i
-            outplanes = planes * self.expansion
+            outplanes = planes * self.expansion if stage_channels is None else stage_channels[i]
+            # Pruned stages may have equal widths by chance: the shortcut is a convolution all the same.
+            changes_width = inplanes != outplanes or stage_channels is not None and (i > 0 or not basic)
             options.update(
                 dcn=dcn if stage_with_dcn[i] else None,
                 plugins=self._stage_plugins(plugins, i),
@@ -208,10 +228,11 @@ class SEResNet(Backbone):
             for j in range(num_blocks):
                 stride = strides[i] if j == 0 else 1
                 downsample = None
-                if j == 0 and (stride != 1 or inplanes != outplanes):
+                if j == 0 and (stride != 1 or changes_width):
                     downsample = self._make_downsample(inplanes, outplanes, stride)
                 unit = dict(stride=stride, dilation=grid[j], downsample=downsample, drop_path=next(drop_paths))
                 unit.update(se_position=se_position if self.next_has_se(i) else None)
+                unit.update(out_channels=outplanes, mid_channels=widths[i][j])
                 blocks.append(self.block(inplanes, planes, **unit, **options))
                 inplanes = outplanes
             self.add_stage(blocks, 'layer')
