@@ -23,6 +23,7 @@ from se_mm.analysis.constant_gates import constant_gates
 from se_mm.analysis.cost import Measurement, interleave, quantiles, stored_bytes
 from se_mm.conversion import check_inheritable, inherited_config, save_weights
 from se_mm.conversion.importance import GATES, IMPORTANCES, importance
+from se_mm.conversion.pruned import check_same, consumer_changes, forward_consumers
 from se_mm.conversion.pruning import KINDS, Pruner, backbone_flops, check_torch_pruning, share_for, why_not_prunable
 from se_mm.engine import check_config, guard
 from se_mm.engine.arguments import ConfigOptions
@@ -39,7 +40,6 @@ from se_mm.utils.config import load_config
 from se_mm.weights import fetch
 
 PREFIX = 'backbone.'
-CONSUMERS = ('neck', 'head', 'bbox_head')  # parts of a model that name the channels of the backbone's stages
 
 
 def parse_args():
@@ -130,9 +130,10 @@ class progress_bar:
         self.progress.stop()
 
 
-def forward(model, images):
-    """What of a model sees the channels of its backbone."""
-    return model.extract_feat(images) if hasattr(model, 'roi_head') or hasattr(model, 'bbox_head') else model(images)
+def example(cfg):
+    """Two images for the backbone, large enough for all its stages."""
+    channels = cfg.model.backbone.get('in_channels', 3)
+    return torch.randn(2, channels, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 def channel_importance(args, trained, pruner):
@@ -157,40 +158,19 @@ def pruned(args, trained):
     model, cfg = copy.deepcopy(trained.model), trained.cfg
     if why := why_not_prunable(model.backbone):
         raise InputError(f'{args.config} cannot be pruned: {why}')
-    pruner = Pruner(model, forward, torch.randn(1, cfg.model.backbone.get('in_channels', 3), 64, 64), args.keep)
+    pruner = Pruner(model, forward_consumers, example(cfg), args.keep)
     backbone, shape = cfg.model.backbone.to_dict(), input_size(cfg)
 
-    def arguments(share):
-        return pruner.widths(pruner.targets(share, args.round_to)).arguments()
+    def flops_without(share):
+        widths = pruner.widths(pruner.targets(share, args.round_to))
+        return backbone_flops(dict(backbone, **widths.arguments()), shape)
 
-    share = share_for(
-        args.flops,
-        backbone_flops(backbone, shape),
-        lambda share: backbone_flops(dict(backbone, **arguments(share)), shape),
-    )
-    changes = arguments(share)
-    old = [getattr(model.backbone, name)[-1].last_conv.out_channels for name in model.backbone.stage_names]
-    pruner.prune(pruner.targets(share, args.round_to), channel_importance(args, trained, pruner))
-    return model.eval(), dict(backbone=changes, **consumer_changes(cfg.model, old, changes['stage_channels']))
-
-
-def consumer_changes(model, old, new):
-    """Input channels of the parts of a model's config that name those of the backbone's stages."""
-    indices = model.backbone.get('out_indices') or [len(old) - 1]
-    indices = range(len(old)) if 'neck' in model and model.get('backbone').get('out_indices') is None else indices
-    found = {}
-    for part in CONSUMERS:
-        given = model.get(part)
-        first = given[0] if isinstance(given, list) and given else given
-        if not isinstance(first, dict) or 'in_channels' not in first or new == old:
-            continue
-        many = isinstance(first['in_channels'], list | tuple)
-        expected = [old[i] for i in indices] if many else old[indices[-1]]
-        if expected == (list(first['in_channels']) if many else first['in_channels']):
-            channels = [new[i] for i in indices] if many else new[indices[-1]]
-            change = dict(in_channels=channels)
-            found[part] = [dict(first, **change), *given[1:]] if isinstance(given, list) else change
-    return found
+    share = share_for(args.flops, backbone_flops(backbone, shape), flops_without)
+    left = pruner.targets(share, args.round_to)
+    before, after = pruner.widths({}), pruner.widths(left)
+    pruner.prune(left, channel_importance(args, trained, pruner))
+    old, new = ([widths.stages[i] for i in model.backbone.out_indices] for widths in (before, after))
+    return model.eval(), dict(backbone=after.arguments(), **consumer_changes(cfg.model, old, new))
 
 
 def without_static_gates(args, trained):
@@ -220,29 +200,11 @@ def without_static_gates(args, trained):
 
 
 def rebuilt(args, cfg, model, changes):
-    """The model that the changed config builds, with the weights of a pruned one.
-
-    Raises:
-        InputError: some part of the model does not follow.
-    """
+    """The model of the changed config, with the weights of a pruned one."""
     config = copy.deepcopy(cfg)
     config.merge_from_dict(dict(model=changes))
     new = build_whole_model(config).eval()
-    images = torch.randn(
-        2, cfg.model.backbone.get('in_channels', 3), 64, 64, generator=torch.Generator().manual_seed(0)
-    )
-    try:
-        new.load_state_dict(model.state_dict())
-        with torch.no_grad():
-            pairs = zip(new.backbone(images), model.backbone(images), strict=True)
-            same = all(torch.allclose(a, b, atol=1e-5 * float(b.abs().max())) for a, b in pairs)
-    except RuntimeError as error:
-        raise InputError(
-            f'{args.config}: a part of the model does not follow the channels of the stages, choose --keep stages: '
-            f'{str(error).splitlines()[-1].strip()}'
-        ) from error
-    if not same:
-        raise InputError(f'{args.config}: the network that OUT.py builds computes something else')
+    check_same(new, model, example(cfg), args.config)
     return new
 
 

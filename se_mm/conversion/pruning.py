@@ -8,7 +8,6 @@ which. The squeezed widths of SE follow from its reduction ratio.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -73,6 +72,9 @@ def why_not_prunable(network: nn.Module) -> str | None:
         return f'{kind} is none of SEResNet, SEResNeXt, SENet and SEResNetCIFAR'
     if network.deployed:
         return f'{kind} is deployed: prune the network as it was trained'
+    for path, unit in _units(network):
+        if any(getattr(unit, 'plugin_names', {}).values()):
+            return f'{path} has plugins'
     for path, module in network.named_modules():
         if is_norm(module) and not is_batch_norm(module):
             return f'{path} is {type(module).__name__}, and not a batch norm'
@@ -82,9 +84,6 @@ def why_not_prunable(network: nn.Module) -> str | None:
             and type(module) not in CONVOLUTIONS
         ):
             return f'{path} is {type(module).__name__}, and not an ordinary convolution'
-    for path, unit in _units(network):
-        if any(getattr(unit, 'plugin_names', {}).values()):
-            return f'{path} has plugins'
     return None
 
 
@@ -168,6 +167,10 @@ class Pruner:
         finally:
             for parameter, requires_grad in trained.items():
                 parameter.requires_grad_(requires_grad)
+        convs = [module for module in self.network.modules() if isinstance(module, nn.Conv2d)]
+        self.inputs, self.outputs = (
+            {conv: getattr(conv, name) for conv in convs} for name in ('in_channels', 'out_channels')
+        )
         self.groups = list(self._groups(keep))
         if not any(group.kind in KINDS for group in self.groups):
             raise InputError('nothing can be pruned: the stages that are not frozen are all kept')
@@ -210,7 +213,7 @@ class Pruner:
     def targets(self, share: float, round_to: int = 1) -> dict[PrunableGroup, int]:
         """Number of channels that stay of each group if every group loses ``share``; squeezed widths follow."""
         left = {group: group.left(share, round_to) for group in self.groups if group.kind in KINDS}
-        inputs = self._count(left, self.graph.is_in_channel_pruning_fn)
+        inputs = self._count(left, outputs=False)
         options = self.network.se_cfg
         for layer in self._se_layers():
             convs = _convs(layer)
@@ -221,23 +224,19 @@ class Pruner:
                 left.update({group: factor * width for group in self.groups if group.conv is conv})
         return left
 
-    def _count(self, left: dict[PrunableGroup, int], of_kind: Callable) -> dict[nn.Module, int]:
-        """Input or output channels of each convolution if only ``left`` channels of groups stay."""
-        removed: Counter[nn.Module] = Counter()
+    def _count(self, left: dict[PrunableGroup, int], outputs: bool) -> dict[nn.Module, int]:
+        """Output or input channels of each convolution if only ``left`` channels of groups stay."""
+        counted = self.graph.is_out_channel_pruning_fn if outputs else self.graph.is_in_channel_pruning_fn
+        found = dict(self.outputs if outputs else self.inputs)
         for group, number in left.items():
-            for module, handler, indices in group.items:
-                if of_kind(handler):
-                    removed[module] += indices * (group.channels - number) // group.channels
-        count = self.graph.get_in_channels if of_kind == self.graph.is_in_channel_pruning_fn else self._outputs
-        convs = [module for module in self.network.modules() if isinstance(module, nn.Conv2d)]
-        return {conv: count(conv) - removed[conv] for conv in convs if conv in self.graph.module2node}
-
-    def _outputs(self, conv: nn.Module) -> int:
-        return conv.out_channels
+            for module, handler, channels in group.items:
+                if module in found and counted(handler):
+                    found[module] -= channels * (group.channels - number) // group.channels
+        return found
 
     def widths(self, left: dict[PrunableGroup, int]) -> Widths:
         """The network's channels if only ``left`` channels of groups stay."""
-        outputs = self._count(left, self.graph.is_out_channel_pruning_fn)
+        outputs = self._count(left, outputs=True)
         stages: dict[str, list[list[int]]] = {name: [] for name in self.network.stage_names}
         last = {}
         for path, unit in _units(self.network):
