@@ -75,21 +75,15 @@ def why_not_prunable(network: nn.Module) -> str | None:
     for path, unit in _units(network):
         if any(getattr(unit, 'plugin_names', {}).values()):
             return f'{path} has plugins'
+    of_se = {module for layer in network.modules() if isinstance(layer, SELayer) for module in layer.modules()}
     for path, module in network.named_modules():
         if is_norm(module) and not is_batch_norm(module):
             return f'{path} is {type(module).__name__}, and not a batch norm'
-        if (
-            isinstance(module, nn.modules.conv._ConvNd)
-            and not _in_se(network, path)
-            and type(module) not in CONVOLUTIONS
-        ):
+        weight = getattr(module, 'weight', None)
+        has_matrix = isinstance(weight, Tensor) and weight.dim() > 1
+        if has_matrix and type(module) not in CONVOLUTIONS and module not in of_se:
             return f'{path} is {type(module).__name__}, and not an ordinary convolution'
     return None
-
-
-def _in_se(network: nn.Module, path: str) -> bool:
-    parents = path.split('.')
-    return any(isinstance(network.get_submodule('.'.join(parents[:n])), SELayer) for n in range(1, len(parents)))
 
 
 def _units(network: Backbone) -> Iterator[tuple[str, nn.Module]]:
