@@ -273,7 +273,8 @@ def main():
     meta = trained.checkpoint.get('meta') or {}
     save_weights(after.state_dict(), args.out, {key: meta[key] for key in ('dataset_meta',) if key in meta})
     weights = f'{{{{ fileDirname }}}}/{args.out.name}'
-    changes['backbone']['init_cfg'] = dict(type='Pretrained', checkpoint=weights, prefix=PREFIX)
+    replaces = dict(_delete_=True) if 'init_cfg' in trained.cfg.model.backbone else {}
+    changes['backbone']['init_cfg'] = dict(type='Pretrained', checkpoint=weights, prefix=PREFIX, **replaces)
     with written_whole(paths[1]) as temporary:
         temporary.write_text(inherited_config(args.config, paths[1], dict(model=changes, load_from=weights)))
     write_json(paths[2], dict(config=args.config, checkpoint=args.checkpoint, changes=changes, **rows))

@@ -183,6 +183,13 @@ def test_constant_gates(name):
     again.load_state_dict(network.state_dict(), strict=True)
     assert difference(outputs(again, x), outputs(model, x)) < 1e-10
 
+    ordinary = copy.deepcopy(model)  # without deploying, the network can be trained
+    assert {row.path for row in ordinary.fold_gates(gates) if row.done == FOLDED} == folded
+    again = build(name, with_se=ordinary.with_se).double()
+    again.load_state_dict(ordinary.state_dict(), strict=True)
+    assert difference(outputs(again.eval(), x), outputs(model, x)) < 1e-10
+    assert difference(outputs(again.train(), x), outputs(model.train(), x)) < 1e-10
+
 
 def test_wrong_constant_gates():
     model = trained('SEResNet-bottleneck')
