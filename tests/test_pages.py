@@ -70,6 +70,13 @@ def test_deploy(run_page, run, tmp_path):
     assert 'backbone.stage3.2.conv2.bias' in weights and not any('running_mean' in name for name in weights)
 
 
+def test_pruning(run_page, tmp_path):
+    output = run_page('pruning')
+    assert 'top-1 error, percent' in output and 'Epoch(val) [1]' in output.partition('half.json')[2]
+    numbers = json.loads((tmp_path / 'smaller' / 'half.json').read_text())
+    assert 0.3 < numbers['after']['backbone_flops'] / numbers['before']['backbone_flops'] <= 0.5
+
+
 def test_two_machines(run_page):
     assert 'all weights equal: True' in run_page('two_machines')
 
