@@ -43,6 +43,7 @@ class LayerProfile:
         selectivity: of :func:`class_selectivity`; None if there are less than two classes with images, or negative
             mean gates.
         selectivity_by_chance: of :func:`selectivity_by_chance`.
+        class_factor: of :func:`class_factor`.
         high, low: shares of the gates above and below the thresholds.
         dead: share of the channels whose gate, without its sign, is below the lower threshold for every image.
         from_identity: root of the mean of (s - 1)^2 over images and channels.
@@ -58,6 +59,7 @@ class LayerProfile:
     eta_squared: dict[str, Share | None]
     selectivity: float | None
     selectivity_by_chance: float | None
+    class_factor: float | None
     high: float
     low: float
     dead: float
@@ -111,6 +113,29 @@ def class_selectivity(mean: np.ndarray) -> float | None:
     rest = (mean.sum(0) - highest) / (len(mean) - 1)
     total = highest + rest
     return float(np.divide(highest - rest, total, out=np.zeros_like(total), where=total != 0).mean())
+
+
+def class_factor(mean: np.ndarray) -> float | None:
+    """Share of the differences between classes that one factor a class explains, from 0 to 1.
+
+    The mean gates of a class are approximated by a factor times the mean gates of all classes together. 1 means that
+    all classes have the same gates up to scale, as the SE paper finds in SE_5_3 (section 7.2); 0 that no class is open
+    wider or narrower than another one.
+
+    Args:
+        mean: (classes, channels), NaN for classes without images.
+
+    Returns:
+        None if there are less than two classes with images, or no differences.
+    """
+    mean = mean[~np.isnan(mean).any(1)]
+    if len(mean) < 2:
+        return None
+    together = mean.mean(0)
+    differences = ((mean - together) ** 2).sum()
+    factors = mean @ together / max(together @ together, np.finfo(float).tiny)
+    rest = ((mean - factors[:, None] * together) ** 2).sum()
+    return float(1 - rest / differences) if differences else None
 
 
 def selectivity_by_chance(moments: Moments, classes: slice) -> float | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from se_mm.utils import InputError, written_whole
 
-from .gate_profile import LayerProfile, class_selectivity, eta_squared, selectivity_by_chance
+from .gate_profile import LayerProfile, class_factor, class_selectivity, eta_squared, selectivity_by_chance
 from .gates import Gates
 
 ALL = 'all'
@@ -257,6 +257,7 @@ class GateStatistics:
             eta_squared={grouping.name: eta_squared(moments, grouping.places) for grouping in self.groupings.values()},
             selectivity=class_selectivity(moments.mean[classes.places]) if classes else None,
             selectivity_by_chance=selectivity_by_chance(moments, classes.places) if classes else None,
+            class_factor=class_factor(moments.mean[classes.places]) if classes else None,
             high=float(moments.high[0].sum()) / values,
             low=float(moments.low[0].sum()) / values,
             dead=float(((moments.maximum[0] < low) & (moments.minimum[0] > -low)).double().mean()),

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 
 from se_mm.analysis.excitation import measure_gates
-from se_mm.analysis.gate_profile import Share, class_selectivity
+from se_mm.analysis.gate_profile import Share, class_factor, class_selectivity
 from se_mm.analysis.gate_statistics import GateStatistics, Moments
 from se_mm.analysis.gates import Gates, gate_layers
 from se_mm.models import SEResNet
@@ -124,6 +124,21 @@ def test_class_selectivity():
     assert class_selectivity(mean) == pytest.approx(((0.8 - 0.3) / (0.8 + 0.3) + 0) / 2)
     assert class_selectivity(mean[[0, 3]]) is None
     assert class_selectivity(mean - 0.5) is None  # tanh
+
+
+def test_class_factor():
+    together, rng = np.array([0.2, 0.5, 0.9, 0.4]), np.random.default_rng(0)
+    factors = np.array([0.8, 1.0, 1.2])[:, None]
+    assert class_factor(factors * together) == pytest.approx(1)
+    across = rng.normal(size=(3, 4))
+    across -= across @ together[:, None] * together / (together @ together)  # changes no factor
+    across -= across.mean(0)
+    assert class_factor(together + 0.1 * across) == pytest.approx(0, abs=1e-12)
+    both = factors * together + 0.1 * across
+    share = (0.2**2 * 2 * together @ together) / (0.2**2 * 2 * together @ together + 0.01 * (across**2).sum())
+    assert class_factor(both) == pytest.approx(share)
+    assert class_factor(both[:1]) is None and class_factor(np.stack([together, together])) is None
+    assert class_factor(np.stack([together, np.full(4, np.nan), 2 * together])) == pytest.approx(1)
 
 
 def test_class_selectivity_by_chance():
