@@ -25,6 +25,11 @@ from follow import run  # noqa: E402
 from se_mm.conversion.importance import IMPORTANCES  # noqa: E402
 from se_mm.utils import installed_versions, write_json  # noqa: E402
 
+SCORES = {  # by the names of the log
+    'scene_error/top1': lambda error: error,
+    'accuracy/top1': lambda accuracy: 100 - accuracy,
+    'coco/bbox_mAP': lambda ap: 100 * ap,
+}
 FURTHER = """
 _base_ = './pruned.py'
 train_cfg = dict(max_epochs={epochs}, val_interval={epochs})
@@ -67,14 +72,13 @@ def one(args, flops, importance, seed):
         numbers = json.loads((folder / 'pruned.json').read_text())
         (scalars,) = folder.glob('*/vis_data/scalars.json')
         lines = [json.loads(line) for line in scalars.read_text().splitlines()]
-    trained = next(line for line in reversed(lines) if 'scene_error/top1' in line or 'coco/bbox_mAP' in line)
+    trained = next(SCORES[key](line[key]) for line in reversed(lines) for key in SCORES if key in line)
     before = {key: numbers['after'][key] for key in ('parameters', 'backbone_flops')}
     score = next(key for key in numbers['after'] if key in ('top-1 error', 'AP'))
-    after = trained['scene_error/top1'] if score == 'top-1 error' else 100 * trained['coco/bbox_mAP']
     whole = numbers['before']
     return dict(
         flops=flops, importance=importance, seed=seed, **before, flops_before=whole['backbone_flops'],
-        score=score, unpruned=whole[score], pruned=numbers['after'][score], trained=after,
+        score=score, unpruned=whole[score], pruned=numbers['after'][score], trained=trained,
     )  # fmt: skip
 
 
