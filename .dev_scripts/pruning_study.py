@@ -27,7 +27,7 @@ from se_mm.utils import installed_versions, write_json  # noqa: E402
 
 SCORES = {  # by the names of the log
     'scene_error/top1': lambda error: error,
-    'accuracy/top1': lambda accuracy: 100 - accuracy,
+    'error/top1': lambda error: error,
     'coco/bbox_mAP': lambda ap: 100 * ap,
 }
 FURTHER = """
