@@ -111,21 +111,28 @@ def test_gates_in_python(tmp_path, monkeypatch):
     assert 'Gates of my network' in page and page.count('data:image/svg+xml') == 3
 
 
-def test_table_of_trained_networks():
-    """The means of the stored numbers of three networks."""
-    rows = re.findall(r'^\| (SE_\d_\d) \| (.*) \|$', (ROOT / 'docs' / 'excitation.md').read_text(), re.MULTILINE)
-    seeds = [
-        json.loads((ROOT / 'docs' / 'excitation' / f'se_r20_cifar10_seed{seed}.json').read_text())[0]['layers']
-        for seed in range(3)
-    ]
+@pytest.mark.parametrize(
+    'heading, network, seeds, layers',
+    [
+        ('CIFAR-10', 'se_r20_cifar10', 3, 9),
+        ('Scenes', 'se_r18_scenes8', 3, 8),
+        ('Blood cells', 'faster_rcnn_se_r18_bccd', 1, 8),
+    ],
+)
+def test_tables_of_trained_networks(heading, network, seeds, layers):
+    """The means of the stored numbers of the networks."""
+    folder, page = ROOT / 'docs' / 'excitation', (ROOT / 'docs' / 'excitation.md').read_text()
+    section = page.partition(f'### {heading}\n')[2].partition('\n### ')[0]
+    rows = re.findall(r'^\| (SE_\d_\d) \| (.*) \|$', section, re.MULTILINE)
+    found = [json.loads((folder / f'{network}_seed{seed}.json').read_text())[0]['layers'] for seed in range(seeds)]
     keys = ('mean', 'from_mean', 'eta_squared_class', 'high', 'one_loss', 'mean_loss', 'shuffled_loss')
     formats = ('{:.2f}', '{:.3f}', '{:.2f}', '{:.0%}', '{:+.2f}', '{:+.2f}', '{:+.2f}')
-    assert len(rows) == 9
-    for (name, cells), *layers in zip(rows, *seeds):
-        assert all(layer['name'] == name for layer in layers)
-        means = [sum(layer[key] for layer in layers) / 3 for key in keys]
+    assert len(rows) == layers
+    for (name, cells), *of_seeds in zip(rows, *found, strict=True):
+        assert all(layer['name'] == name for layer in of_seeds)
+        means = [sum(layer[key] for layer in of_seeds) / seeds for key in keys]
         expected = [form.format(mean).replace('%', ' %') for form, mean in zip(formats, means)]
-        assert cells.split(' | ') == [*expected, ', '.join(layer['role'] for layer in layers)]
+        assert cells.split(' | ') == [*expected, ', '.join(layer['role'] for layer in of_seeds)]
 
 
 BACKENDS = dict(
