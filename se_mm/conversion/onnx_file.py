@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 
 from se_mm.models import SELayer
@@ -128,19 +129,23 @@ def run_by_openvino(content: bytes, threads: int = 0) -> Run:
 
 RUNTIMES = dict(onnxruntime=run_by_onnxruntime, openvino=run_by_openvino)
 EXTRAS = dict(onnx='onnx', onnxscript='onnx', onnxruntime='onnx', openvino='openvino')  # what installs a package
+LEAST = dict(onnx='1.16', onnxscript='0.2', onnxruntime='1.17', openvino='2025.0')  # as in setup.py
 
 
 def check_installed(*runtimes: str) -> None:
-    """Check that packages for exporting and runtimes can be imported.
+    """Check that packages for exporting and runtimes can be imported, and that they are not too old.
 
     Raises:
-        InputError: one cannot; it says how to install the package.
+        InputError: one cannot, or is; it says how to install the package.
     """
     for name in ('onnx', 'onnxscript', *runtimes):
+        install = f"pip install --upgrade 'se_mm[{EXTRAS[name]}]'"
         try:
-            importlib.import_module(name)
+            version = importlib.import_module(name).__version__.partition('-')[0]
         except ImportError as error:
-            raise InputError(f"exporting needs {error.name}: pip install 'se_mm[{EXTRAS[name]}]'") from error
+            raise InputError(f'exporting needs {error.name}: {install}') from error
+        if Version(version) < Version(LEAST[name]):
+            raise InputError(f'{name} {version} is too old, exporting needs {LEAST[name]} or newer: {install}')
 
 
 def largest_share(actual: Iterable[np.ndarray], expected: Iterable[np.ndarray]) -> float:

@@ -4,6 +4,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 import mmdet
+import onnxruntime
 import pytest
 import torch
 from mmdet.models import RPNHead, StandardRoIHead
@@ -13,11 +14,19 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 from torch import nn
 
-from conftest import CONFIGS
-from se_mm.conversion.onnx_file import export_onnx, largest_shift, run_by_onnxruntime
+from conftest import CONFIGS, ROOT
+from se_mm.conversion.onnx_file import (
+    LEAST,
+    RUNTIMES,
+    check_installed,
+    export_onnx,
+    largest_shift,
+    run_by_onnxruntime,
+)
 from se_mm.conversion.quantised import in_int8, quantised
 from se_mm.conversion.traceable import traceable
 from se_mm.models import SELayer
+from se_mm.utils import InputError
 
 MMDET_CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'
 FASTER_RCNN = CONFIGS / 'quickstart' / 'faster_rcnn_se_r18_shapes.py'
@@ -133,3 +142,13 @@ def test_detectors_that_predict_otherwise_are_refused():
         cfg.model.backbone.init_cfg = None
         with pytest.raises(ValueError, match=why):
             traceable(MODELS.build(cfg.model))
+
+
+def test_old_packages_are_named(monkeypatch):
+    check_installed(*RUNTIMES)
+    setup = (ROOT / 'setup.py').read_text()
+    for name, least in LEAST.items():
+        assert f"'{name}>={least}'" in setup
+    monkeypatch.setattr(onnxruntime, '__version__', '1.16.3')
+    with pytest.raises(InputError, match=r'onnxruntime 1.16.3 is too old, exporting needs 1.17 or newer: pip install'):
+        check_installed('onnxruntime')
