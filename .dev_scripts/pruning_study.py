@@ -97,18 +97,19 @@ def table_of(runs):
 
 def main():
     args = parse_args()
-    content = json.loads(args.out.read_text()) if args.out.exists() else dict(runs=[])
-    content.update(config=args.config, checkpoint=args.checkpoint, epochs=args.epochs, lr=args.lr)
-    content.update(options=args.options, versions=installed_versions())
+    settings = {key: getattr(args, key) for key in ('config', 'checkpoint', 'round_to', 'epochs', 'lr', 'options')}
+    content = json.loads(args.out.read_text()) if args.out.exists() else dict(settings, runs=[])
+    if differing := [key for key, value in settings.items() if content[key] != value]:
+        raise SystemExit(f'error: {args.out} has runs with another {", ".join(differing)}: give another --out')
+    content.update(versions=installed_versions())
     args.out.parent.mkdir(parents=True, exist_ok=True)
     keys = {(found['flops'], found['importance'], found['seed']) for found in content['runs']}
     wanted = [(f, i, s) for s in range(args.seeds) for f in args.flops for i in args.importance]
     for key in track([key for key in wanted if key not in keys], console=Console(stderr=True)):
         content['runs'].append(one(args, *key))
         write_json(args.out, content)
-    Console(width=120).print(
-        table_of(sorted(content['runs'], key=lambda found: wanted.index((found['flops'], found['importance'], 0))))
-    )
+    runs = sorted(content['runs'], key=lambda found: (-found['flops'], IMPORTANCES.index(found['importance'])))
+    Console(width=120).print(table_of(runs))
 
 
 if __name__ == '__main__':

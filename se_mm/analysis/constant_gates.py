@@ -38,7 +38,11 @@ def constant_gates(folder: str | Path) -> dict[str, Tensor]:
     roles = {name: verdict['role'] for name, verdict in network['verdicts'].items()}
     if not roles:
         raise InputError(f'{path} has no verdicts: run tools/analyze_excitation.py on images with labels')
-    statistics = np.load(path.with_name(f'{file_stem(network["network"])}.npz'), allow_pickle=False)
+    arrays = path.with_name(f'{file_stem(network["network"])}.npz')
+    try:
+        statistics = np.load(arrays, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f'{arrays} cannot be read ({error}): it stands beside {path.name}') from error
     paths = {layer['name']: layer['path'] for layer in network['layers']}
     means = {name: torch.from_numpy(statistics[f'{name}/mean'][0]) for name in roles}
     losses = {

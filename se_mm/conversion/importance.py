@@ -35,19 +35,17 @@ class GateImportance:
         gamma: whether to multiply by w.
 
     Raises:
-        InputError: there are no gates, or with ``gamma`` no batch norm before SE.
+        InputError: with ``gamma``, no batch norm stands before SE.
     """
 
     def __init__(self, backbone: nn.Module, means: Mapping[str, Tensor], gamma: bool) -> None:
         from torch_pruning.pruner.importance import GroupMagnitudeImportance
 
-        if not means:
-            raise InputError('the network has no gates: choose another --importance, such as l1')
         self.otherwise = GroupMagnitudeImportance(p=1)
         self.scores: dict[nn.Module, Tensor] = {}
         for path, mean in means.items():
             layer = backbone.get_submodule(path)
-            self.scores[getattr(layer, layer.layers[-1]).conv] = mean * (_gamma(backbone, path) if gamma else 1)
+            self.scores[getattr(layer, layer.layers[-1]).conv] = mean.cpu() * (_gamma(backbone, path) if gamma else 1)
 
     def __call__(self, group: Group) -> Tensor:
         """A number for each channel of the first convolution of a group."""
@@ -69,6 +67,30 @@ def _gamma(backbone: nn.Module, path: str) -> Tensor:
     if len(layers) != 1 or not isinstance(layers[0], nn.modules.batchnorm._BatchNorm) or layers[0].weight is None:
         raise InputError(f'--importance gate-gamma: no batch norm with weights stands before {path}; choose gate')
     return layers[0].weight.detach().double().cpu()
+
+
+def check_importance(name: str, backbone: nn.Module, kept: str | None) -> None:
+    """Check that a network has what an importance looks at, before anything is computed.
+
+    Args:
+        name: one of ``IMPORTANCES``.
+        backbone: to be pruned.
+        kept: channels that stay, 'stages' or 'inner'.
+
+    Raises:
+        InputError: there are no gates, none of them ranks a channel that may go, or no batch norm stands before SE.
+    """
+    if name not in GATES:
+        return
+    paths = [path for path, module in backbone.named_modules() if isinstance(module, SELayer)]
+    if not paths:
+        raise InputError(f'--importance {name}: the network has no SE layer; choose another one, such as l1')
+    inside = getattr(backbone.get_submodule(paths[0].rpartition('.')[0]), 'se_position', None) == '3x3'
+    if kept == ('inner' if inside else 'stages'):
+        raise InputError(f'--importance {name}: gates rank the channels that --keep {kept} keeps; choose another one')
+    if name == 'gate-gamma':
+        for path in paths:
+            _gamma(backbone, path)
 
 
 def importance(name: str, backbone: nn.Module, means: Mapping[str, Tensor]) -> Callable[[Group], Tensor]:

@@ -9,64 +9,71 @@ from torch import Tensor, nn
 
 from se_mm.utils import InputError
 
-CONSUMERS = ('neck', 'head', 'bbox_head')  # parts of a model whose configs may name the backbone's channels
+CONSUMERS = ('neck', 'head', 'bbox_head')  # parts of a model that may see the backbone's channels; the first does
+
+
+def why_stages_stay(model: nn.Module) -> str | None:
+    """Why the channels of a model's stages cannot change; None if they can."""
+    if hasattr(model, 'head') or getattr(model, 'with_neck', False):
+        return None
+    return f'{type(model).__name__} has neither a neck nor a head for classes that could follow the stages'
 
 
 def forward_consumers(model: nn.Module, images: Tensor) -> object:
     """Run all of a model that sees the channels of its backbone.
 
     Args:
-        model: a classifier, or a detector with a neck.
+        model: a classifier or a detector.
         images: (N, 3, H, W).
     """
-    is_detector = any(hasattr(model, part) for part in ('bbox_head', 'roi_head'))
-    return model.extract_feat(images) if is_detector else model(images)
+    return model(images) if hasattr(model, 'head') else model.extract_feat(images)
 
 
 def consumer_changes(model: Mapping, old: Sequence[int], new: Sequence[int]) -> dict:
-    """What a model's config has to change besides its backbone.
+    """What a model's config has to change besides its backbone: the input channels of what comes next.
 
     Args:
         model: config.
         old: channels of each output of the backbone.
         new: those after pruning.
     """
-    found = {}
     for part in CONSUMERS:
         given = model.get(part)
-        first = given[0] if isinstance(given, list) and given else given
-        channels = first.get('in_channels') if isinstance(first, Mapping) else None
-        if isinstance(channels, list | tuple) and list(channels) == list(old):
-            change = dict(in_channels=list(new))
-        elif channels == old[-1]:
-            change = dict(in_channels=new[-1])
-        else:
-            continue
-        found[part] = [dict(first, **change), *given[1:]] if isinstance(given, list) else change
-    return found
+        several = isinstance(given, list)
+        for i, entry in enumerate(given if several else [given]):
+            channels = entry.get('in_channels') if isinstance(entry, Mapping) else None
+            if channels is None:
+                continue
+            whole = isinstance(channels, list | tuple)
+            if (list(channels) if whole else channels) != (list(old) if whole else old[-1]):
+                return {}
+            change = dict(in_channels=list(new) if whole else new[-1])
+            return {part: [*given[:i], dict(entry, **change), *given[i + 1 :]] if several else change}
+    return {}
 
 
 @torch.no_grad()
-def check_same(built: nn.Module, pruned: nn.Module, images: Tensor, config: str) -> None:
-    """Give a model the weights of a pruned one, and check that both compute the same.
+def check_same(built: nn.Module, changed: nn.Module, images: Tensor, config: str) -> None:
+    """Give a model the weights of a changed one, and check that both compute the same.
 
     Args:
         built: of the changed config.
-        pruned: of which channels were removed.
+        changed: with fewer channels or SE layers than the config had.
         images: (N, 3, H, W).
         config: name for errors.
 
     Raises:
-        InputError: a part of the model does not follow, or the backbones differ.
+        InputError: the weights do not fit, a part of the model cannot take the features, or the features differ.
     """
+    built.eval()
     try:
-        built.load_state_dict(pruned.state_dict())
+        built.load_state_dict(changed.state_dict())
         forward_consumers(built, images)
     except RuntimeError as error:
         raise InputError(
-            f'{config}: a part of the model does not follow the channels of the stages, choose --keep stages: '
-            f'{str(error).splitlines()[-1].strip()}'
+            f'{config}: the config that would be written does not build the network: '
+            f'{str(error).splitlines()[-1].strip()}. Channels of stages stay with --keep stages'
         ) from error
-    for a, b in zip(built.backbone(images), pruned.backbone(images), strict=True):
+    for a, b in zip(built.backbone(images), changed.backbone(images), strict=True):
         if not torch.allclose(a, b, atol=1e-5 * float(b.abs().max())):
-            raise InputError(f'{config}: the network that the changed config builds computes something else')
+            raise InputError(f'{config}: the network that the config would build computes something else')

@@ -7,7 +7,9 @@ which. The squeezed widths of SE follow from its reduction ratio.
 
 from __future__ import annotations
 
+import copy
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,9 +28,10 @@ from se_mm.ops import is_batch_norm
 from se_mm.utils import InputError
 
 if TYPE_CHECKING:  # torch-pruning is installed for pruning alone
+    from torch_pruning import DependencyGraph
     from torch_pruning.dependency import Group
 
-STAGES, INNER, SQUEEZED = 'stages', 'inner', 'squeezed'  # kinds of channels
+STAGES, INNER, SQUEEZED = ORDER = 'stages', 'inner', 'squeezed'  # kinds of channels
 KINDS = (STAGES, INNER)  # that can be kept
 
 
@@ -36,19 +39,17 @@ class Widths(NamedTuple):
     """Numbers of channels of a network.
 
     Attributes:
-        stem: of the stem's output.
-        stages: of each stage's output.
+        stages: of the stem's output and of each stage's output.
         mid: between the convolutions of each unit, by stage.
     """
 
-    stem: int
     stages: list[int]
     mid: list[list[list[int]]]
 
     def arguments(self) -> dict:
-        """The arguments of the backbone that gives it these channels."""
+        """The arguments of the backbone that give it these channels."""
         mid = [[unit[0] if len(unit) == 1 else unit for unit in stage] for stage in self.mid]
-        return dict(stem_channels=self.stem, stage_channels=self.stages, mid_channels=mid)
+        return dict(stage_channels=self.stages, mid_channels=mid)
 
 
 class Shortcut(nn.Module):
@@ -72,6 +73,8 @@ def why_not_prunable(network: nn.Module) -> str | None:
         return f'{kind} is none of SEResNet, SEResNeXt, SENet and SEResNetCIFAR'
     if network.deployed:
         return f'{kind} is deployed: prune the network as it was trained'
+    if (used := max(network.out_indices) + 1) < network.num_stages:
+        return f'{kind} has stages whose outputs are not used: set num_stages={used}'
     for path, unit in _units(network):
         if any(getattr(unit, 'plugin_names', {}).values()):
             return f'{path} has plugins'
@@ -116,12 +119,16 @@ class PrunableGroup:
         channels: number of channels.
         divisor: groups of a grouped convolution among those that have these channels, else 1.
         least: number of channels that have to stay.
+        members: each module that has these channels, what removes them, and how many there are.
     """
 
-    def __init__(self, group: Group, kind: str, divisor: int, least: int) -> None:
-        self.items = [(dep.target.module, dep.handler, len(idxs)) for dep, idxs in group]
-        self.conv, self.kind, self.divisor, self.least = self.items[0][0], kind, divisor, least
+    def __init__(self, group: Group, kind: str, ratios: dict[nn.Module, int]) -> None:
+        self.members = [(dep.target.module, dep.handler, len(places)) for dep, places in group]
+        self.conv, self.kind = self.members[0][0], kind
         self.channels = self.conv.out_channels
+        convs = [module for module, _, _ in self.members if isinstance(module, nn.Conv2d)]
+        self.divisor = max(conv.groups for conv in convs)
+        self.least = max(ratios.get(conv, 1) for conv in convs)
 
     def left(self, share: float, round_to: int) -> int:
         """Number of channels that stay if ``share`` of them goes, a multiple of ``round_to`` and ``divisor``."""
@@ -135,10 +142,10 @@ class Pruner:
 
     Args:
         model: with an attribute ``backbone``, one of those that :func:`why_not_prunable` lets through. Padded shortcuts
-            are replaced, and channels are removed by :meth:`prune`.
+            are replaced until :meth:`prune`.
         forward: runs the parts of the model that see channels of the backbone, on images.
-        images: (N, 3, H, W).
-        keep: one of ``KINDS``, which stays as it is. Frozen stages stay, and the stem if it has several convolutions.
+        images: (N, 3, H, W), on the device of the model.
+        keep: one of ``KINDS``, which stays as it is. Frozen stages stay, too.
 
     Raises:
         InputError: torch-pruning is missing, or there is nothing that can be removed.
@@ -146,25 +153,13 @@ class Pruner:
 
     def __init__(self, model: nn.Module, forward: Callable, images: Tensor, keep: str | None = None) -> None:
         check_torch_pruning()
-        from torch_pruning import DependencyGraph
-
         self.model, self.network = model, model.backbone
+        self.se_layers = [module for module in self.network.modules() if isinstance(module, SELayer)]
         self._replace_shortcuts()
-        trained = {parameter: parameter.requires_grad for parameter in model.parameters()}
-
-        def traced(model: nn.Module, images: Tensor) -> object:
-            model.requires_grad_(True)  # the graph is that of the gradients; eval() has frozen stages again
-            return forward(model, images)
-
-        try:
-            self.graph = DependencyGraph().build_dependency(model, images, forward_fn=traced)
-        finally:
-            for parameter, requires_grad in trained.items():
-                parameter.requires_grad_(requires_grad)
+        self.graph = self._traced(forward, images)
         convs = [module for module in self.network.modules() if isinstance(module, nn.Conv2d)]
-        self.inputs, self.outputs = (
-            {conv: getattr(conv, name) for conv in convs} for name in ('in_channels', 'out_channels')
-        )
+        self.inputs = {conv: conv.in_channels for conv in convs}
+        self.outputs = {conv: conv.out_channels for conv in convs}
         self.groups = list(self._groups(keep))
         if not any(group.kind in KINDS for group in self.groups):
             raise InputError('nothing can be pruned: the stages that are not frozen are all kept')
@@ -175,44 +170,55 @@ class Pruner:
             if isinstance(padded, PaddedShortcut) and padded.channels > unit.in_channels:
                 unit.downsample = Shortcut(unit.in_channels, padded, unit.last_conv.weight)
 
+    def _traced(self, forward: Callable, images: Tensor) -> DependencyGraph:
+        """The graph of the model, from the graph of its gradients."""
+        from torch_pruning import DependencyGraph
+
+        def with_gradients(model: nn.Module, images: Tensor) -> object:
+            model.requires_grad_(True)  # eval() of torch-pruning has frozen stages again
+            return forward(model, images)
+
+        flags = {parameter: parameter.requires_grad for parameter in self.model.parameters()}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')  # of parameters outside of layers, which no backbone here has
+                return DependencyGraph().build_dependency(self.model, images, forward_fn=with_gradients)
+        finally:
+            for parameter, requires_grad in flags.items():
+                parameter.requires_grad_(requires_grad)
+
     def _groups(self, keep: str | None) -> Iterator[PrunableGroup]:
-        backbone = set(self.network.modules())
-        kept = [module for module in self.model.modules() if module not in backbone]
-        stem = _stem_convs(self.network)
-        frozen = self.network.frozen_stages
-        kinds = dict.fromkeys(stem, STAGES)
-        if frozen >= 0 or len(stem) > 1:
-            kept += stem
-        for path, unit in _units(self.network):
+        kinds = {conv: SQUEEZED for layer in self.se_layers for conv in _convs(layer)[:-1]}
+        kinds[_stem_convs(self.network)[-1]] = STAGES
+        for _, unit in _units(self.network):
             kinds.update(dict.fromkeys(_inner_convs(unit), INNER))
             kinds[unit.last_conv] = STAGES
-            if self.network.stage_names.index(path.partition('.')[0]) < frozen:
-                kept += unit.modules()
-        kept += [conv for conv, kind in kinds.items() if kind == keep]
-        squeezed = {conv: SQUEEZED for layer in self._se_layers() for conv in _convs(layer)[:-1]}
+        ratios = {_convs(layer)[0]: self.network.se_cfg['ratio'] for layer in self.se_layers}
+        kept = self._kept() + [conv for conv, kind in kinds.items() if kind == keep]
         for group in self.graph.get_all_groups(ignored_layers=kept, root_module_types=[nn.Conv2d]):
-            outputs = {dep.target.module for dep, _ in group if self.graph.is_out_channel_pruning_fn(dep.handler)}
-            found = {kind for conv, kind in (kinds | squeezed).items() if conv in outputs}
-            kind = next((kind for kind in (STAGES, INNER, SQUEEZED) if kind in found), STAGES)
-            convs = [dep.target.module for dep, _ in group if isinstance(dep.target.module, nn.Conv2d)]
-            ratios = [self.network.se_cfg['ratio'] for conv in convs if conv in self._first_of_se()]
-            yield PrunableGroup(group, kind, max(conv.groups for conv in convs), max(ratios, default=1))
+            outputs = [dep.target.module for dep, _ in group if self.graph.is_out_channel_pruning_fn(dep.handler)]
+            found = [kinds[module] for module in outputs if module in kinds]
+            yield PrunableGroup(group, min(found, key=ORDER.index, default=STAGES), ratios)
 
-    def _se_layers(self) -> list[SELayer]:
-        return [module for module in self.network.modules() if isinstance(module, SELayer)]
-
-    def _first_of_se(self) -> set[nn.Module]:
-        return {_convs(layer)[0] for layer in self._se_layers()}
+    def _kept(self) -> list[nn.Module]:
+        """Modules whose outputs stay: outside of the backbone, of frozen stages, and of a stem but its last one."""
+        network = self.network
+        backbone = set(network.modules())
+        stem = _stem_convs(network)
+        kept = [module for module in self.model.modules() if module not in backbone]
+        kept += stem if network.frozen_stages >= 0 else stem[:-1]
+        for path, unit in _units(network):
+            if network.stage_names.index(path.partition('.')[0]) < network.frozen_stages:
+                kept += unit.modules()
+        return kept
 
     def targets(self, share: float, round_to: int = 1) -> dict[PrunableGroup, int]:
         """Number of channels that stay of each group if every group loses ``share``; squeezed widths follow."""
         left = {group: group.left(share, round_to) for group in self.groups if group.kind in KINDS}
         inputs = self._count(left, outputs=False)
         options = self.network.se_cfg
-        for layer in self._se_layers():
+        for layer in self.se_layers if 'squeeze_channels' not in options else ():
             convs = _convs(layer)
-            if 'squeeze_channels' in options:
-                continue
             width = squeezed_width(inputs[convs[0]], options['ratio'], options.get('divisor', 1))
             for factor, conv in zip(VARIANTS[options.get('variant', 'standard')], convs[:-1], strict=True):
                 left.update({group: factor * width for group in self.groups if group.conv is conv})
@@ -223,7 +229,7 @@ class Pruner:
         counted = self.graph.is_out_channel_pruning_fn if outputs else self.graph.is_in_channel_pruning_fn
         found = dict(self.outputs if outputs else self.inputs)
         for group, number in left.items():
-            for module, handler, channels in group.items:
+            for module, handler, channels in group.members:
                 if module in found and counted(handler):
                     found[module] -= channels * (group.channels - number) // group.channels
         return found
@@ -237,7 +243,8 @@ class Pruner:
             stage = path.partition('.')[0]
             stages[stage].append([outputs[conv] for conv in _inner_convs(unit)])
             last[stage] = outputs[unit.last_conv]
-        return Widths(outputs[_stem_convs(self.network)[-1]], list(last.values()), list(stages.values()))
+        stem = outputs[_stem_convs(self.network)[-1]]
+        return Widths([stem, *last.values()], list(stages.values()))
 
     def prune(self, left: dict[PrunableGroup, int], importance: Callable[[Group], Tensor]) -> None:
         """Remove the least important channels of each group until ``left`` stay.
@@ -252,7 +259,9 @@ class Pruner:
                 continue
             remove = self.graph.get_pruner_of_module(group.conv).prune_out_channels
             whole = self.graph.get_pruning_group(group.conv, remove, list(range(group.channels)))
-            scores = importance(whole).view(group.divisor, -1).mean(0)  # every group of a convolution loses the same
+            scores = (
+                importance(whole).cpu().view(group.divisor, -1).mean(0)
+            )  # every group of a convolution loses the same
             going = scores.argsort()[: len(scores) - number // group.divisor]
             places = going + len(scores) * torch.arange(group.divisor)[:, None]
             chosen.append((group.conv, remove, sorted(places.flatten().tolist())))
@@ -273,17 +282,29 @@ def check_torch_pruning() -> None:
         raise InputError('pruning needs torch-pruning: pip install "torch-pruning>=1.6,<2"')
 
 
-def backbone_flops(backbone: dict, shape: tuple[int, int]) -> int:
-    """Multiply-adds of convolutions and matrix products of a backbone for one image.
+def multiply_adds(network: nn.Module, shape: tuple[int, int], channels: int = 3) -> int:
+    """Multiply-adds of convolutions and matrix products of a network for one image.
 
     Args:
-        backbone: config.
+        network: stays as it is.
         shape: height and width of the image.
+        channels: of the image.
     """
-    network = MODELS.build(dict(backbone, init_cfg=None)).eval().to('meta')
+    network = copy.deepcopy(network).eval().to('meta')
+    for module in network.modules():
+        if hasattr(module, 'fused_se'):
+            module.fused_se = False  # which asks for no device
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(torch.empty(1, backbone.get('in_channels', 3), *shape, device='meta'))
+        network(torch.empty(1, channels, *shape, device='meta'))
     return counter.get_total_flops() // 2
+
+
+def smaller_multiply_adds(backbone: dict, widths: Widths, shape: tuple[int, int]) -> int:
+    """:func:`multiply_adds` of the backbone of a config with other numbers of channels."""
+    options = {key: value for key, value in backbone.items() if key not in ('init_cfg', 'pretrained')}
+    with torch.device('meta'):
+        network = MODELS.build(dict(options, **widths.arguments(), fused_se=False))
+    return multiply_adds(network, shape, backbone.get('in_channels', 3))
 
 
 def share_for(flops: float, whole: int, count: Callable[[float], int]) -> float:

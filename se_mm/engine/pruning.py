@@ -7,14 +7,13 @@ from itertools import islice
 
 import torch
 from mmengine.config import Config
-from mmengine.runner import Runner
+from mmengine.runner import Runner, set_random_seed
 from torch import Tensor, nn
 
 from se_mm.analysis.excitation import gather_gates
 from se_mm.analysis.gate_statistics import GateStatistics
 from se_mm.analysis.gates import evaluating, gate_layers
 from se_mm.analysis.scores import Score
-from se_mm.utils import InputError
 
 from .excitation import GateData
 
@@ -42,18 +41,14 @@ def add_gradients(model: nn.Module, cfg: Config, images: int, seed: int, advance
 
     Args:
         model: whose parameters get gradients, frozen ones too.
-        cfg: with ``train_dataloader``.
+        cfg: with ``train_dataloader``, whose workers draw by the seed as well.
         images: number of images, rounded up to whole batches.
         seed: of the images and what training does to them.
         advance: called after each batch.
 
-    Raises:
-        InputError: there is no ``train_dataloader``.
     """
-    if not cfg.get('train_dataloader'):
-        raise InputError(f'{cfg.filename} has no train_dataloader: choose another --importance')
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=seed)
-    torch.manual_seed(seed)
+    set_random_seed(seed)  # transforms draw from all generators
     model.eval().requires_grad_(True).zero_grad()
     for batch in islice(loader, number_of_batches(images, cfg.train_dataloader.batch_size)):
         losses = model(**model.data_preprocessor(batch, True), mode='loss')

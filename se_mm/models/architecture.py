@@ -43,10 +43,12 @@ def arguments_of(tensors: dict[str, Tensor]) -> dict:
         ``type``, ``depth`` (None if there is no such network), ``blocks`` of each stage, ``in_channels``,
         ``stem_channels``, ``base_channels``, ``expansion`` (None for that of the blocks), ``deep_stem``, ``avg_down``,
         ``groups`` and ``base_width`` of a SEResNeXt, ``with_se`` of each stage or of each of its blocks, and, of
-        networks with SE, ``se_ratio``, ``se_cfg``; ``deploy``.
+        networks with SE, ``se_ratio``, ``se_cfg``; ``deploy``; ``stage_channels`` and ``mid_channels``, None if they
+        are those of the architecture.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    return {**_blocks(shapes), **_stem(shapes), **_se(shapes), 'deploy': 'layer1.0.conv1.bias' in shapes}
+    found = {**_blocks(shapes), **_stem(shapes), **_se(shapes), 'deploy': 'layer1.0.conv1.bias' in shapes}
+    return found | _pruned(shapes, found)
 
 
 def _blocks(shapes: dict[str, tuple]) -> dict:
@@ -78,6 +80,32 @@ def _blocks(shapes: dict[str, tuple]) -> dict:
     if convs:
         arguments['avg_down'] = convs[0].endswith('downsample.1.weight')
     return arguments
+
+
+def _pruned(shapes: dict[str, tuple], arguments: dict) -> dict:
+    """Numbers of channels if they are not those of the architecture, and the defaults of what they replace."""
+    network, bottleneck = NETWORKS[arguments['type']], 'layer1.0.conv3.weight' in shapes
+    block = next(block for block, _ in network.arch_settings.values() if (block.expansion > 1) == bottleneck)
+    convs = range(1, 4 if bottleneck else 3)
+    stages = [
+        [[shapes.get(f'layer{i}.{j}.conv{k}.weight', (None,))[0] for k in convs] for j in range(units)]
+        for i, units in enumerate(arguments['blocks'], 1)
+    ]
+    groups, regular = arguments.get('groups', 1), dict(stage_channels=None, mid_channels=None)
+    usual = []
+    for i, stage in enumerate(stages):
+        planes = arguments['base_channels'] * 2**i
+        width = planes if groups == 1 else arguments['base_width'] * 2**i * groups
+        usual.append([[*block.usual_widths(width), planes * (arguments['expansion'] or block.expansion)]] * len(stage))
+    incomplete = any(None in unit for stage in stages for unit in stage)
+    if incomplete or stages == usual:
+        return regular
+    defaults = defaults_of(network)
+    replaced = {key: defaults[key] for key in ('base_channels', 'base_width', 'expansion') if key in defaults}
+    stem = defaults['stem_channels'] or defaults['base_channels']
+    channels = [arguments.get('stem_channels', stem), *(stage[-1][-1] for stage in stages)]
+    mid = [[unit[:-1] if bottleneck else unit[0] for unit in stage] for stage in stages]
+    return dict(replaced, stem_channels=stem, stage_channels=channels, mid_channels=mid)
 
 
 def _stem(shapes: dict[str, tuple]) -> dict:

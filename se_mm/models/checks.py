@@ -43,6 +43,18 @@ def check_stages(
         raise ValueError(f'num_stages={num_stages}: {"; ".join(wrong)}')
 
 
+def check_stage_channels(stage_channels: Sequence[int] | None, num_stages: int) -> None:
+    """Check channels of the stem and of each stage."""
+    if stage_channels is None:
+        return
+    if len(stage_channels) != num_stages + 1:
+        raise ValueError(
+            f'stage_channels={list(stage_channels)} needs {num_stages + 1} entries, for the stem and each stage'
+        )
+    for width in stage_channels:
+        check_whole(stage_channels=width)
+
+
 def widths_of_units(
     mid_channels: Sequence[Sequence[int | Sequence[int]]] | None, units: Sequence[int], convs: int, groups: int = 1
 ) -> list[list[tuple[int, ...] | None]]:

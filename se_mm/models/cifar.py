@@ -18,7 +18,7 @@ from se_mm.registry import MODELS
 
 from .base import Backbone
 from .blocks import SEBasicBlock, check_fused_se
-from .checks import check_stages, check_whole, widths_of_units
+from .checks import check_stage_channels, widths_of_units
 from .se_layer import SELayer
 
 
@@ -115,7 +115,6 @@ class SEResNetCIFAR(Backbone):
         in_channels: channels of the image.
         norm_cfg: config of the norms.
         fused_se: see :class:`SEResNet`; pre-activation units have nothing to fuse.
-        stem_channels: output channels of the stem.
         stage_channels, mid_channels: see :class:`SEResNet`. Stages of 'basic' do not become narrower, as their
             shortcuts add channels.
         **kwargs: of :class:`Backbone`.
@@ -134,7 +133,6 @@ class SEResNetCIFAR(Backbone):
         in_channels: int = 3,
         norm_cfg: dict = dict(type='BN'),
         fused_se: bool | str = True,
-        stem_channels: int = 16,
         stage_channels: Sequence[int] | None = None,
         mid_channels: Sequence[Sequence[int | Sequence[int]]] | None = None,
         **kwargs,
@@ -147,20 +145,19 @@ class SEResNetCIFAR(Backbone):
                 f'({", ".join(self.kernels)}), blocks and width'
             )
         check_fused_se(fused_se)
-        check_stages(3, 3, stage_channels=stage_channels)
-        for width in (stem_channels, *(stage_channels or ())):
-            check_whole(width=width)
+        check_stage_channels(stage_channels, 3)
         super().__init__(3, **kwargs)
         basic = arch['block'] == 'basic'
         kernels = self.kernels[arch['block']]
         mid = widths_of_units(mid_channels, [arch['blocks']] * 3, len(kernels) - 1)
-        width = stem_channels
+        usual = [16, *(arch['width'] * 2**i for i in range(3))]
+        channels = usual if stage_channels is None else stage_channels
         stem = dict(norm_cfg=norm_cfg) if basic else dict(act_cfg=None, bias=False)
-        self.stem = ConvModule(in_channels, width, 3, padding=1, **stem)
+        self.stem = ConvModule(in_channels, channels[0], 3, padding=1, **stem)
         for i in range(3):
             blocks = []
             for j in range(arch['blocks']):
-                cin, width = width, arch['width'] * 2**i if stage_channels is None else stage_channels[i]
+                cin, width = channels[i if j == 0 else i + 1], channels[i + 1]
                 if basic and width < cin:
                     raise ValueError(f'arch={arch}: {width} channels follow {cin}, and shortcuts can only add channels')
                 stride = 2 if i > 0 and j == 0 else 1
@@ -173,7 +170,7 @@ class SEResNetCIFAR(Backbone):
                     options = dict(
                         kernels=kernels, make_se_layer=partial(self.make_se_layer, i), mid_channels=mid[i][j]
                     )
-                    options.update(projected=j == 0 and stage_channels is not None and (i > 0 or arch['width'] != 16))
+                    options.update(projected=j == 0 and usual[i] != usual[i + 1])
                     blocks.append(PreActBlock(cin, width, stride=stride, norm_cfg=norm_cfg, **options))
             if i == 2 and not basic:
                 blocks.append(nn.Sequential(build_norm_layer(norm_cfg, width)[1], nn.ReLU(inplace=True)))

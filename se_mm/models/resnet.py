@@ -21,8 +21,8 @@ from .checks import (
     check_act_cfg,
     check_block,
     check_plugins,
+    check_stage_channels,
     check_stages,
-    check_whole,
     checkpoint_init_cfg,
     widths_of_units,
 )
@@ -78,8 +78,8 @@ class SEResNet(Backbone):
         deploy: build the network for weights that :meth:`switch_to_deploy` has folded.
         expansion: output channels of a bottleneck in those of its 3x3 convolution, None for 4 (mmpretrain's
             argument). Wide residual networks have ``base_channels=128, expansion=2, stem_channels=64``.
-        stage_channels: output channels of each stage, as tools/prune.py writes them; None for those of the
-            architecture.
+        stage_channels: output channels of the stem and of each stage, as tools/prune.py writes them; None for those
+            of the architecture.
         mid_channels: output channels of the convolutions of each unit but the last, for each stage one entry for each
             unit: a number, or one for each of these convolutions. None for those of the architecture.
 
@@ -146,11 +146,9 @@ class SEResNet(Backbone):
             dilations=dilations,
             stage_with_dcn=None if dcn is None else stage_with_dcn,
             with_se=with_se if isinstance(with_se, Sequence) else None,
-            stage_channels=stage_channels,
             out_indices=out_indices,
         )
-        for width in stage_channels or ():
-            check_whole(stage_channels=width)
+        check_stage_channels(stage_channels, num_stages)
         init_cfg = checkpoint_init_cfg(pretrained, init_cfg)
         super().__init__(
             num_stages,
@@ -196,7 +194,9 @@ class SEResNet(Backbone):
                 )
             last_norm_cfg = dict(type='Constant', val=0, override=dict(name='norm2' if basic else 'norm3'))
 
-        self._make_stem(in_channels, stem_pool_ceil_mode)
+        usual = [self.stem_channels, *(base_channels * 2**i * self.expansion for i in range(num_stages))]
+        channels = usual if stage_channels is None else stage_channels
+        self._make_stem(in_channels, channels[0], stem_pool_ceil_mode)
         options = dict(
             style=style,
             conv_cfg=conv_cfg,
@@ -209,12 +209,10 @@ class SEResNet(Backbone):
         )
         widths = widths_of_units(mid_channels, self.stage_blocks, 1 if basic else 2, getattr(self, 'groups', 1))
         drop_paths = iter(torch.linspace(0, drop_path_rate, sum(self.stage_blocks), device='cpu').tolist())
-        inplanes = self.stem_channels
         for i, num_blocks in enumerate(self.stage_blocks):
-            planes = base_channels * 2**i
-            outplanes = planes * self.expansion if stage_channels is None else stage_channels[i]
-            # Pruned stages may have equal widths by chance: the shortcut is a convolution all the same.
-            changes_width = inplanes != outplanes or stage_channels is not None and (i > 0 or not basic)
+            inplanes, outplanes = channels[i : i + 2]
+            # Pruned stages may have equal widths by chance: the shortcut stays a convolution.
+            changes_width = inplanes != outplanes or usual[i] != usual[i + 1]
             options.update(
                 dcn=dcn if stage_with_dcn[i] else None,
                 plugins=self._stage_plugins(plugins, i),
@@ -233,10 +231,10 @@ class SEResNet(Backbone):
                 unit = dict(stride=stride, dilation=grid[j], downsample=downsample, drop_path=next(drop_paths))
                 unit.update(se_position=se_position if self.next_has_se(i) else None)
                 unit.update(out_channels=outplanes, mid_channels=widths[i][j])
-                blocks.append(self.block(inplanes, planes, **unit, **options))
+                blocks.append(self.block(inplanes, base_channels * 2**i, **unit, **options))
                 inplanes = outplanes
             self.add_stage(blocks, 'layer')
-        self.feat_dim = inplanes
+        self.feat_dim = channels[num_stages]
         if fused_se:
             self._say_why_not_fused()
 
@@ -256,8 +254,7 @@ class SEResNet(Backbone):
         check_act_cfg(self.se_cfg['act_cfg'])
         return build_activation_layer(self.se_cfg['act_cfg'][1])(torch.zeros(1, device='cpu')).item()
 
-    def _make_stem(self, in_channels: int, ceil_mode: bool) -> None:
-        stem_channels = self.stem_channels
+    def _make_stem(self, in_channels: int, stem_channels: int, ceil_mode: bool) -> None:
 
         def conv(cin: int, cout: int, kernel: int, stride: int) -> nn.Module:
             return build_conv_layer(
@@ -265,7 +262,7 @@ class SEResNet(Backbone):
             )
 
         if self.deep_stem:
-            half = stem_channels // 2
+            half = self.stem_channels // 2
             layers = []
             for cin, cout, stride in ((in_channels, half, 2), (half, half, 1), (half, stem_channels, 1)):
                 norm = build_norm_layer(self.norm_cfg, cout)[1]

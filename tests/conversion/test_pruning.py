@@ -7,10 +7,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.flop_counter import FlopCounterMode
 
-from se_mm.conversion.importance import GateImportance, importance
-from se_mm.conversion.pruning import Pruner, backbone_flops, share_for, why_not_prunable
+from se_mm.conversion.importance import GateImportance, check_importance
+from se_mm.conversion.pruned import consumer_changes
+from se_mm.conversion.pruning import Pruner, multiply_adds, share_for, smaller_multiply_adds, why_not_prunable
 from se_mm.models import SELayer
+from se_mm.models.architecture import arguments_of, misfits
 from se_mm.registry import MODELS
 from se_mm.utils import InputError
 from test_zoo import TINY, build, image
@@ -133,20 +136,20 @@ def test_pruned_equals_zeros(name, options):
 def test_what_stays():
     model = build(BOTTLENECK, frozen_stages=1)
     arguments = prune(model.double(), round_to=8)
-    assert arguments == dict(stem_channels=16, stage_channels=[64, 64], mid_channels=[[[16, 16]] * 3, [[16, 16]] * 4])
+    assert arguments == dict(stage_channels=[16, 64, 64], mid_channels=[[[16, 16]] * 3, [[16, 16]] * 4])
     arguments = prune(build(BOTTLENECK).double(), keep='stages')
-    assert arguments == dict(stem_channels=16, stage_channels=[64, 128], mid_channels=[[[8, 8]] * 3, [[16, 16]] * 4])
+    assert arguments == dict(stage_channels=[16, 64, 128], mid_channels=[[[8, 8]] * 3, [[16, 16]] * 4])
     arguments = prune(build(BOTTLENECK).double(), keep='inner', round_to=24)
-    assert arguments == dict(stem_channels=16, stage_channels=[24, 72], mid_channels=[[[16, 16]] * 3, [[32, 32]] * 4])
+    assert arguments == dict(stage_channels=[16, 24, 72], mid_channels=[[[16, 16]] * 3, [[32, 32]] * 4])
     arguments = prune(build('SEResNeXt').double(), share=0.99)  # groups of one channel; SE needs 16
-    assert arguments['mid_channels'] == [[[4, 4]] * 3, [[4, 4]] * 4] and arguments['stage_channels'] == [16, 16]
+    assert arguments['mid_channels'] == [[[4, 4]] * 3, [[4, 4]] * 4] and arguments['stage_channels'] == [1, 16, 16]
     with pytest.raises(InputError, match='nothing can be pruned'):
         prune(build(BOTTLENECK, frozen_stages=2).double())
 
 
 def test_equal_widths_by_chance():
     """A shortcut that was a convolution stays one."""
-    widths = dict(stage_channels=[16, 16], mid_channels=[[8] * 3, [8] * 4])
+    widths = dict(stage_channels=[16, 16, 16], mid_channels=[[8] * 3, [8] * 4])
     model = build(BOTTLENECK, strides=(1, 1), dilations=(1, 2), **widths)
     assert [model.layer1[0].downsample is None, model.layer2[0].downsample is None] == [False, False]
     assert model.layer1[1].downsample is None
@@ -160,6 +163,7 @@ def test_equal_widths_by_chance():
         (BOTTLENECK, dict(plugins=PLUGINS), 'has plugins'),
         (BOTTLENECK, dict(conv_cfg=dict(type='ConvWS')), 'conv1 is ConvWS2d'),
         (BOTTLENECK, dict(deploy=True), 'is deployed'),
+        (BOTTLENECK, dict(out_indices=(0,)), 'set num_stages=1'),
         ('SEVGG', {}, 'SEVGG is none of SEResNet'),
     ],
 )
@@ -171,8 +175,8 @@ def test_refused(name, options, words):
 @pytest.mark.parametrize(
     'arguments, words',
     [
-        (dict(stage_channels=[64]), r'stage_channels=\(64,\) needs 2 entries'),
-        (dict(stage_channels=[64, 0]), 'stage_channels=0: choose a whole number'),
+        (dict(stage_channels=[64, 64]), r'stage_channels=\[64, 64\] needs 3 entries'),
+        (dict(stage_channels=[16, 64, 0]), 'stage_channels=0: choose a whole number'),
         (dict(mid_channels=[[8] * 3]), 'mid_channels=.* needs 2 entries'),
         (dict(mid_channels=[[8] * 2, [8] * 4]), r'mid_channels\[0\]=\[8, 8\] needs 3 entries'),
         (dict(mid_channels=[[8] * 3, [[8, 8, 8]] * 4]), r'mid_channels\[1\] has \(8, 8, 8\): give 2 numbers'),
@@ -186,7 +190,7 @@ def test_wrong_widths(arguments, words):
 
 def test_narrower_stage_after_a_padded_shortcut():
     with pytest.raises(ValueError, match='12 channels follow 16'):
-        build('SEResNetCIFAR-basic', stem_channels=16, stage_channels=[16, 12, 64])
+        build('SEResNetCIFAR-basic', stage_channels=[16, 16, 12, 64])
 
 
 def test_importance_of_gates():
@@ -215,22 +219,69 @@ def test_importance_of_gates():
     torch.testing.assert_close(seen[32][0], third.detach())
 
 
-def test_importance_without_gates():
-    model = build(BOTTLENECK)
-    with pytest.raises(InputError, match='no gates'):
-        importance('gate', model, {})
-    with pytest.raises(InputError, match='no batch norm with weights stands before layer1.0.se_layer'):
-        importance('gate-gamma', build(BOTTLENECK, se_position='post'), {'layer1.0.se_layer': torch.ones(64)})
+@pytest.mark.parametrize(
+    'name, kept, options, words',
+    [
+        ('gate', None, dict(with_se=False), 'the network has no SE layer'),
+        ('gate', 'stages', {}, 'gates rank the channels that --keep stages keeps'),
+        ('gate', 'inner', dict(se_position='3x3'), 'gates rank the channels that --keep inner keeps'),
+        ('gate-gamma', None, dict(se_position='post'), 'no batch norm with weights stands before layer1.0.se_layer'),
+    ],
+)
+def test_importance_without_gates(name, kept, options, words):
+    model = build(BOTTLENECK, **options)
+    with pytest.raises(InputError, match=words):
+        check_importance(name, model, kept)
+    check_importance('l1', model, kept)
+
+
+@pytest.mark.parametrize(
+    'model, changes',
+    [
+        (
+            dict(neck=dict(type='FPN', in_channels=[8, 16]), bbox_head=dict(in_channels=16)),
+            dict(neck=dict(in_channels=[4, 6])),
+        ),
+        (dict(neck=dict(type='GlobalAveragePooling'), head=dict(in_channels=16)), dict(head=dict(in_channels=6))),
+        (dict(neck=dict(type='LinearNeck', in_channels=16), head=dict(in_channels=16)), dict(neck=dict(in_channels=6))),
+        (
+            dict(
+                neck=[dict(type='GlobalAveragePooling'), dict(type='LinearNeck', in_channels=16)],
+                head=dict(in_channels=5),
+            ),
+            dict(neck=[dict(type='GlobalAveragePooling'), dict(type='LinearNeck', in_channels=6)]),
+        ),
+        (dict(neck=dict(in_channels=[1, 2]), head=dict(in_channels=16)), {}),
+    ],
+)
+def test_what_follows(model, changes):
+    """The first part behind the backbone that names channels follows, and no other part with an equal number."""
+    assert consumer_changes(model, [8, 16], [4, 6]) == changes
+
+
+def test_pruned_weights_are_recognised():
+    for name in (BASIC, BOTTLENECK, 'SEResNeXt', 'SENet'):
+        model = build(name).double()
+        assert arguments_of(model.state_dict())['mid_channels'] is None
+        arguments = prune(model, share=0.3)
+        found = arguments_of(model.state_dict())
+        assert {key: found[key] for key in arguments} == arguments
+        assert any('stage_channels=' in text for text in misfits(build(name), found))
+        again = build(name, **{key: found[key] for key in ('stage_channels', 'mid_channels')})
+        again.double().load_state_dict(model.state_dict(), strict=True)
 
 
 def test_multiply_adds():
     cfg = dict(type='se_mm.SEResNet', **{key: value for key, value in TINY[BASIC].items() if key != 'type'})
-    whole = backbone_flops(cfg, (64, 64))
     model = MODELS.build(cfg).double()
+    whole = multiply_adds(model, (64, 64))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image(1, 64, 64, dtype=torch.float64))
+    assert whole == counter.get_total_flops() // 2
     pruner = Pruner(Whole(model), lambda model, x: model(x), image(1, 64, 64, dtype=torch.float64))
 
     def count(share):
-        return backbone_flops(dict(cfg, **pruner.widths(pruner.targets(share)).arguments()), (64, 64))
+        return smaller_multiply_adds(cfg, pruner.widths(pruner.targets(share)), (64, 64))
 
     share = share_for(0.5, whole, count)
     assert 0.2 < share < 0.5 and 0.45 * whole < count(share) <= 0.5 * whole

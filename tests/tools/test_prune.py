@@ -34,9 +34,7 @@ def test_classifier(prune, run, scenes, tmp_path):
     assert code == 0 and 'top1' in output.replace('top-1 error', 'top1'), output
     small, cfg = load(tmp_path / 'small' / 'net.py', tmp_path / 'small' / 'net.pth'), Config.fromfile('small/net.py')
     widths = cfg.model.backbone
-    assert all(
-        width % 4 == 0 for width in (widths.stem_channels, *widths.stage_channels, *sum(widths.mid_channels, []))
-    )
+    assert all(width % 4 == 0 for width in (*widths.stage_channels, *sum(widths.mid_channels, [])))
     assert cfg.model.head.in_channels == widths.stage_channels[-1] < 256
     assert [unit.se_layer.conv1.conv.out_channels for unit in small.backbone.layer4] == [
         widths.stage_channels[-1] // 16
@@ -75,9 +73,15 @@ def test_detector(prune, run, shapes, tmp_path):
     code, output = prune(DETECTOR, 'trained.pth', 'net.pth', *options)
     assert code == 0 and 'AP, percent' in output, output
     cfg = Config.fromfile('net.py')
-    assert list(cfg.model.neck.in_channels) == list(cfg.model.backbone.stage_channels) != [32, 64, 128, 256]
+    assert list(cfg.model.neck.in_channels) == list(cfg.model.backbone.stage_channels)[1:] != [32, 64, 128, 256]
     code, output = run(sys.executable, TOOLS / 'test.py', 'net.py', 'net.pth', *data)
     assert code == 0, output
+    (tmp_path / 'old.py').write_text(f"_base_ = '{DETECTOR}'\nmodel = dict(backbone=dict(pretrained='a.pth'))")
+    code, output = prune('old.py', 'trained.pth', 'again.pth', '--no-eval', *options)
+    assert code == 0, output
+    first, again = (read_checkpoint(path)['state_dict'] for path in ('net.pth', 'again.pth'))
+    assert all(torch.equal(first[name], again[name]) for name in first)  # the same images, prepared alike
+    assert load('again.py', 'again.pth').backbone.frozen_stages == -1
 
     # another detector takes the backbone as it is
     (tmp_path / 'retinanet.py').write_text(f"""
@@ -126,13 +130,30 @@ def test_static_gates(prune, pictures, tmp_path):  # noqa: F811
     assert code == 1 and 'is of another network' in output and 'Traceback' not in output
 
 
-def test_bad_input(prune, tmp_path):
+def test_bad_input(prune, scenes, tmp_path):
     save(CLASSIFIER, tmp_path / 'trained.pth')
     (tmp_path / 'gn.py').write_text(
         f"_base_ = '{CLASSIFIER}'\nmodel = dict(backbone=dict(norm_cfg=dict(type='GN', num_groups=4)))"
     )
     save(tmp_path / 'gn.py', tmp_path / 'gn.pth')
     half = ('--flops', '0.5')
+    (tmp_path / 'c4.py').write_text(f"""
+_base_ = '{DETECTOR}'
+model = dict(
+    backbone=dict(num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(2,)),
+    neck=None,
+    rpn_head=dict(in_channels=128, anchor_generator=dict(strides=[16])),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=128, featmap_strides=[16]), bbox_head=dict(in_channels=128)
+    ),
+)
+""")
+    save(tmp_path / 'c4.py', tmp_path / 'c4.pth')
+    (tmp_path / 'plain.py').write_text(f"_base_ = '{CLASSIFIER}'\nmodel = dict(backbone=dict(with_se=False))")
+    save(tmp_path / 'plain.py', tmp_path / 'plain.pth')
+    five = load(CLASSIFIER, 'trained.pth').state_dict()
+    five.update({name: tensor[:5] for name, tensor in five.items() if name.startswith('head.')})
+    torch.save(dict(state_dict=five), 'five.pth')
     for code, words, *arguments in (
         (2, 'net.onnx: give a file with the suffix', CLASSIFIER, 'trained.pth', 'net.onnx', *half),
         (2, '--flops 1.5: give a share between 0 and 1', CLASSIFIER, 'trained.pth', 'net.pth', '--flops', '1.5'),
@@ -149,6 +170,32 @@ def test_bad_input(prune, tmp_path):
             *half,
             '--cfg-options',
             'data_root=nowhere',
+        ),
+        (1, 'neither a neck nor a head', 'c4.py', 'c4.pth', 'net.pth', *half, '--no-eval'),
+        (2, '--keep belongs to --flops', CLASSIFIER, 'trained.pth', 'net.pth', '--static', 'x', '--keep', 'stages'),
+        (
+            1,
+            'no SE layer; choose',
+            'plain.py',
+            'plain.pth',
+            'net.pth',
+            *half,
+            '--no-eval',
+            '--importance',
+            'gate',
+            '--cfg-options',
+            f'data_root={scenes}',
+        ),
+        (
+            1,
+            'the config that would be written does not build the network',
+            CLASSIFIER,
+            'five.pth',
+            'net.pth',
+            *half,
+            '--no-eval',
+            '--cfg-options',
+            'model.head.num_classes=5',
         ),
         (1, 'another architecture', CIFAR, 'trained.pth', 'net.pth', *half, '--no-eval'),
     ):
