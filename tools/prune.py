@@ -47,7 +47,7 @@ from se_mm.engine.weight_checks import check_checkpoint
 from se_mm.models.base import Backbone
 from se_mm.models.deploy import FOLDED
 from se_mm.models.se_layer import SELayer
-from se_mm.utils import InputError, write_json, written_whole
+from se_mm.utils import InputError, errors_name, write_json, written_whole
 from se_mm.utils.config import load_config
 from se_mm.weights import fetch
 
@@ -161,7 +161,7 @@ class Trained:
         changes = dict(changes, backbone=dict(changes['backbone'], init_cfg=start))
         if 'pretrained' in backbone:
             changes['backbone'].update(pretrained=None)
-        with tempfile.TemporaryDirectory(dir=args.out.parent) as folder:
+        with errors_name(args.out.parent), tempfile.TemporaryDirectory(dir=args.out.parent) as folder:
             path = Path(folder, 'config.py')
             path.write_text(inherited_config(args.config, path, dict(model=changes, load_from=weights)))
             model = build_whole_model(load_config(path)).to(get_device())
