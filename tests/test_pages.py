@@ -3,6 +3,7 @@ tools and configs. Those marked sh need GPUs, downloads or Slurm."""
 
 import json
 import re
+import statistics
 import sys
 
 import cv2
@@ -75,6 +76,20 @@ def test_pruning(run_page, tmp_path):
     assert 'top-1 error, percent' in output and 'Epoch(val) [1]' in output.partition('half.json')[2]
     numbers = json.loads((tmp_path / 'smaller' / 'half.json').read_text())
     assert 0.3 < numbers['after']['backbone_flops'] / numbers['before']['backbone_flops'] <= 0.5
+
+
+@pytest.mark.parametrize('study', ['cifar10', 'bccd'])
+def test_tables_of_pruned_networks(study):
+    """The means of the stored numbers."""
+    page = (ROOT / 'docs' / 'pruning.md').read_text()
+    runs = json.loads((ROOT / 'docs' / 'pruning' / f'{study}.json').read_text())['runs']
+    for flops, importance in {(run['flops'], run['importance']) for run in runs}:
+        mine = [run for run in runs if (run['flops'], run['importance']) == (flops, importance)]
+        cells = []
+        for values in ([run['pruned'] for run in mine], [run['trained'] for run in mine]):
+            spread = f' ± {statistics.stdev(values):.2f}' if len(values) > 1 else ''
+            cells.append(f'{statistics.mean(values):.2f}{spread}')
+        assert f'| {flops:.0%} | {importance} | {len(mine)} | {cells[0]} | {cells[1]} |'.replace('%', ' %') in page
 
 
 def test_two_machines(run_page):
