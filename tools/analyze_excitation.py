@@ -11,13 +11,11 @@ import argparse
 import shlex
 import signal
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 from mmengine.device import get_device
 from mmengine.dist import all_gather_object, barrier, get_rank, get_world_size, is_main_process
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import se_mm  # noqa: F401  registers the backbones
@@ -31,6 +29,7 @@ from se_mm.engine import check_config, guard, init_distributed, once_per_machine
 from se_mm.engine.arguments import ConfigOptions, parse_arguments
 from se_mm.engine.checks import check_data
 from se_mm.engine.excitation import SPLITS, gate_data, score_of
+from se_mm.engine.progress import progress_bar
 from se_mm.engine.weight_checks import check_checkpoint
 from se_mm.utils import InputError, errors_name
 from se_mm.utils.config import build_model, load_config, use_scope
@@ -115,15 +114,6 @@ class Interruption:
 
     def of_any_process(self):
         return any(all_gather_object(self.wanted))
-
-
-@contextmanager
-def progress_bar(what, total):
-    """A function that advances a bar with an estimate of the time that is left."""
-    columns = TextColumn('{task.description}'), BarColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), disable=not is_main_process()) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda: progress.advance(task)
 
 
 class Network:

@@ -11,13 +11,11 @@ or without SE, in classifiers and detectors.
 import argparse
 import copy
 import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from mmengine.device import get_device
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import se_mm  # noqa: F401  registers the backbones
@@ -42,6 +40,7 @@ from se_mm.engine.arguments import ConfigOptions
 from se_mm.engine.checks import check_data
 from se_mm.engine.excitation import SPLITS, gate_data, score_of
 from se_mm.engine.inference import build_whole_model
+from se_mm.engine.progress import progress_bar
 from se_mm.engine.pruning import add_gradients, evaluate, mean_gates, number_of_batches
 from se_mm.engine.weight_checks import check_checkpoint
 from se_mm.models.base import Backbone
@@ -101,20 +100,11 @@ def parse_args():
     return args
 
 
-@contextmanager
-def progress_bar(what, images, size):
-    """A function that advances a bar with an estimate of the time that is left, a batch at a time."""
-    columns = TextColumn('{task.description}'), BarColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(what, total=number_of_batches(images, size))
-        yield lambda: progress.advance(task)
-
-
 class Trained:
     """A config with its weights, and the images by which it is judged. What is wrong there is said before long work."""
 
     def __init__(self, args):
-        self.name, self.cfg = args.config, load_config(args.config, args.cfg_options)
+        self.cfg = load_config(args.config, args.cfg_options)
         checkpoint_file = str(fetch(args.checkpoint))
         model = build_whole_model(copy.deepcopy(self.cfg))
         if not isinstance(getattr(model, 'backbone', None), Backbone):
@@ -149,7 +139,9 @@ class Trained:
 
     def evaluated(self, model, what):
         """What the score has to remember of a model, see :func:`evaluate`."""
-        with progress_bar(what, len(self.data.places), self.cfg.test_dataloader.batch_size) as advance:
+        with progress_bar(
+            what, number_of_batches(len(self.data.places), self.cfg.test_dataloader.batch_size)
+        ) as advance:
             return evaluate(model, self.cfg, self.data, self.score, advance)
 
     def built(self, args, changes):
@@ -157,7 +149,8 @@ class Trained:
         weights = f'{{{{ fileDirname }}}}/{args.out.name}'
         backbone = self.cfg.model.backbone
         start = dict(type='Pretrained', checkpoint=weights, prefix=PREFIX)
-        start.update(_delete_=True) if 'init_cfg' in backbone else None
+        if 'init_cfg' in backbone:
+            start['_delete_'] = True
         changes = dict(changes, backbone=dict(changes['backbone'], init_cfg=start))
         if 'pretrained' in backbone:
             changes['backbone'].update(pretrained=None)
@@ -204,11 +197,11 @@ def channel_importance(args, trained, pruner):
     model, cfg, means = pruner.model, trained.cfg, {}
     if args.importance in GATES:
         data = gate_data(cfg, split='train', images=args.num_images, seed=args.seed)
-        with progress_bar('gates', len(data.places), cfg.test_dataloader.batch_size) as advance:
+        with progress_bar('gates', number_of_batches(len(data.places), cfg.test_dataloader.batch_size)) as advance:
             found = mean_gates(model, cfg, data, advance)
         means = {path.removeprefix(PREFIX): mean for path, mean in found.items() if path.startswith(PREFIX)}
     if args.importance == 'taylor':
-        with progress_bar('gradients', args.num_images, cfg.train_dataloader.batch_size) as advance:
+        with progress_bar('gradients', number_of_batches(args.num_images, cfg.train_dataloader.batch_size)) as advance:
             add_gradients(model, cfg, args.num_images, args.seed, advance)
     torch.manual_seed(args.seed)
     return importance(args.importance, pruner.network, means)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from se_mm.analysis.excitation import gather_gates
 from se_mm.analysis.gate_statistics import GateStatistics
-from se_mm.analysis.gates import evaluating, gate_layers
+from se_mm.analysis.gates import Batch, evaluating, gate_layers
 from se_mm.analysis.scores import Score
 
 from .excitation import GateData
@@ -78,7 +78,7 @@ def number_of_batches(images: int, size: int) -> int:
     return -(-images // size)
 
 
-def _advancing(batches: Sequence, advance: Advance) -> Sequence:
+def _advancing(batches: Iterable[Batch], advance: Advance) -> Iterator[Batch]:
     for batch in batches:
         yield batch
         advance()

@@ -110,7 +110,6 @@ def test_pruned_equals_zeros(name, options):
         kept = torch.zeros(parameter.numel(), dtype=torch.bool)
         kept[places[path].flatten()] = True
         parameter.data.mul_(kept.view_as(parameter))
-        assert places[path].numel() <= parameter.numel()
     assert sum(map(torch.numel, places.values())) < 0.6 * sum(p.numel() for p in model.parameters())
 
     built = build(name, **{**options, **arguments}).double()
