@@ -1,7 +1,8 @@
 """Try the models of an installed package's configs with SE backbones.
 
-The program chooses one config of every family (folder of configs) and model type, if its backbone has an SE twin. The
-model is built without SE and with SE: only the type of the backbone changes. Each model runs one training step, forward
+The program chooses one config of every family (folder of configs), model type and kind of detector (with a neck, on one
+map as DC5, with a shared head as C4), if its backbone has an SE twin. The model is built without SE and with SE: only
+the types of the backbone and of a shared head change. Each model runs one training step, forward
 and backward, and one prediction on the CPU with random images. The config's optimiser has to treat the parameters of
 both models alike. The table gives the reason where a model fails.
 """
@@ -29,7 +30,7 @@ from rich.progress import track
 from rich.table import Table
 
 import se_mm.mmcv_ext  # noqa: F401  registers the backbones; operators, where mmcv has none
-from se_mm.conversion.twins import backbones, twin_backbone
+from se_mm.conversion.twins import backbones, shared_heads, twin_backbone, twin_of_shared_head
 from se_mm.engine import guard
 from se_mm.utils import InputError, installed_versions, write_json, written_whole
 from se_mm.utils.config import is_pretrained
@@ -64,11 +65,13 @@ def configs_of(package, families, every):
             cfg = Config.fromfile(path)
         except Exception:  # configs that need files or packages which are not installed
             continue
-        if not isinstance(cfg.get('model'), dict) or not list(backbones(cfg.model.to_dict())):
+        model = cfg.model.to_dict() if isinstance(cfg.get('model'), dict) else {}
+        if not list(backbones(model)):
             continue
         total += 1
         family = path.relative_to(folder).parts[0]
-        chosen.setdefault((family, path if every else cfg.model.type), (str(path.relative_to(folder)), cfg))
+        kind = (model.get('type'), 'neck' in model, bool(list(shared_heads(model))))
+        chosen.setdefault((family, path if every else kind), (str(path.relative_to(folder)), cfg))
     return [(family, *rest) for (family, _), rest in chosen.items()], total
 
 
@@ -82,11 +85,13 @@ def without_weights(node):
 
 def with_se(node, package):
     """The same with only the types of the backbones changed, and the arguments that a type stands for."""
-    for path, backbone in list(backbones(node)):
+    twins = {path: twin_of_shared_head(head) for path, head, _ in shared_heads(node)}
+    twins |= {path: twin_backbone(backbone, package) for path, backbone in backbones(node)}
+    for path, twin in twins.items():
         parent = node
         for key in path[:-1]:
             parent = parent[key]
-        parent[path[-1]] = twin_backbone(backbone, package)
+        parent[path[-1]] = twin
     return node
 
 

@@ -59,9 +59,11 @@ def test_names_of_plain_twins(name, plain):
 @pytest.mark.parametrize('path', SE_CONFIGS, ids=lambda path: path.stem)
 @pytest.mark.slow
 def test_twin_differs_in_the_backbone_alone(path):
+    """A shared head is the backbone's last stage."""
     se, plain = (flatten(Config.fromfile(p).to_dict()) for p in (path, plain_twin(path)))
     different = {key for key in se.keys() | plain.keys() if se.get(key) != plain.get(key)}
-    assert different and all(key.startswith('.model.backbone.') for key in different)
+    parts = ('.model.backbone.', '.model.roi_head.shared_head.')
+    assert different and all(key.startswith(parts) for key in different)
 
 
 def test_every_plain_config_is_a_twin():

@@ -2,9 +2,10 @@
 
     python tools/deploy.py CONFIG CHECKPOINT OUT.pth
 
-Batch norms of the backbone are folded into its convolutions, and SE squeezes before the last convolution of a unit
-where that is the same. Neck and head stay as they are. OUT gets the weights of the whole model, and a config beside
-OUT, with the suffix .py, inherits from CONFIG and loads them in all tools. The model cannot be trained afterwards.
+Batch norms of the backbone, and of a shared head of this package, are folded into the convolutions before them. SE
+squeezes before the last convolution of a unit where that is the same. Neck and other heads stay as they are. OUT gets
+the weights of the whole model, and a config beside OUT, with the suffix .py, inherits from CONFIG and loads them in
+all tools. The model cannot be trained afterwards.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from se_mm.utils import InputError, written_whole
 from se_mm.utils.config import load_config
 from se_mm.weights import fetch
 
-PREFIX = 'backbone.'
+BACKBONE, SHARED_HEAD = 'backbone', 'roi_head.shared_head'
 
 
 def parse_args():
@@ -50,6 +51,17 @@ def parse_args():
     return parser.parse_args()
 
 
+def networks_of(args, model):
+    """The parts of a model that can be deployed, by path."""
+    backbone = getattr(model, BACKBONE, None)
+    if not isinstance(backbone, Backbone):
+        raise InputError(f'{args.config}: its backbone {type(backbone).__name__} is none of this package')
+    if backbone.deployed:
+        raise InputError(f'{args.config} is of a deployed model already')
+    head = getattr(getattr(model, 'roi_head', None), 'shared_head', None)
+    return {BACKBONE: backbone, **({SHARED_HEAD: head} if isinstance(head, Backbone) else {})}
+
+
 def sample_inputs(args, cfg, model):
     """Batches of images for the backbone."""
     if args.images:
@@ -59,18 +71,24 @@ def sample_inputs(args, cfg, model):
     return [torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))]
 
 
+def sample_regions(head):
+    """Regions of random numbers for a shared head."""
+    first = next(module for module in head.modules() if isinstance(module, torch.nn.Conv2d))
+    return [torch.randn(4, first.in_channels, 14, 14, generator=torch.Generator().manual_seed(0))]
+
+
 def gates_of(args):
     """Constant gates by path of the SE layer in the backbone."""
     if args.constant_gates is None:
         return {}
-    found = constant_gates(args.constant_gates)
-    if others := [path for path in found if not path.startswith(PREFIX)]:
+    found, prefix = constant_gates(args.constant_gates), f'{BACKBONE}.'
+    if others := [path for path in found if not path.startswith(prefix)]:
         raise InputError(f'{args.constant_gates}: {others[0]} is no SE layer of the backbone')
-    return {path.removeprefix(PREFIX): gates for path, gates in found.items()}
+    return {path.removeprefix(prefix): gates for path, gates in found.items()}
 
 
-def table_of(report, network):
-    table = Table('unit', 'norms folded', 'SE', 'what stays, and why')
+def table_of(path, report, network):
+    table = Table('unit', 'norms folded', 'SE', 'what stays, and why', title=path)
     for unit in by_unit(report, network.stage_names):
         table.add_row(unit.name, f'{unit.folded} of {unit.norms}', unit.se or '-', unit.why)
     return table
@@ -88,33 +106,34 @@ def main():
     check_inheritable(args.config)
     cfg = load_config(args.config)
     model = build_whole_model(cfg)
-    network = getattr(model, 'backbone', None)
-    if not isinstance(network, Backbone):
-        raise InputError(f'{args.config}: its backbone {type(network).__name__} is none of this package')
-    if network.deployed:
-        raise InputError(f'{args.config} is of a deployed model already')
+    networks = networks_of(args, model)
     checkpoint = check_checkpoint(str(fetch(args.checkpoint)), model, training=False)
     model.eval()
 
-    inputs = sample_inputs(args, cfg, model)
-    before = features(network, inputs)
-    try:
-        report = network.switch_to_deploy(gates)
-    except ValueError as error:
-        raise InputError(f'--constant-gates {args.constant_gates} is of another network: {error}') from error
-    difference = largest_difference(before, features(network, inputs))
-    console = Console(width=None if Console().is_terminal else 160)
-    console.print(table_of(report, network))
-    print(f'largest difference of features: {difference:.1e} of the largest value')
-    if not gates and not difference <= args.tolerance:
-        raise InputError(f'{args.out} is not written: features differ by more than --tolerance {args.tolerance}')
+    console, changes = Console(width=None if Console().is_terminal else 160), {}
+    for path, network in networks.items():
+        constant = gates if path == BACKBONE else {}
+        inputs = sample_inputs(args, cfg, model) if path == BACKBONE else sample_regions(network)
+        before = features(network, inputs)
+        try:
+            report = network.switch_to_deploy(constant)
+        except ValueError as error:
+            raise InputError(f'--constant-gates {args.constant_gates} is of another network: {error}') from error
+        difference = largest_difference(before, features(network, inputs))
+        console.print(table_of(path, report, network))
+        print(f'largest difference of features: {difference:.1e} of the largest value')
+        if not constant and not difference <= args.tolerance:
+            raise InputError(f'{args.out} is not written: features differ by more than --tolerance {args.tolerance}')
+        part = changes
+        for key in path.split('.'):
+            part = part.setdefault(key, {})
+        part.update(deploy=True, init_cfg=None, **(dict(with_se=network.with_se) if constant else {}))
 
-    changes = dict(deploy=True, init_cfg=None, **(dict(with_se=network.with_se) if gates else {}))
     meta = checkpoint.get('meta') or {}
     kept = {key: meta[key] for key in ('dataset_meta', 'epoch', 'iter', 'seed') if key in meta}
     save_weights(model.state_dict(), args.out, kept)
     with written_whole(config) as temporary:
-        temporary.write_text(inherited_config(args.config, config, dict(model=dict(backbone=changes))))
+        temporary.write_text(inherited_config(args.config, config, dict(model=changes)))
     print(f'written: {args.out}, {config}')
 
 

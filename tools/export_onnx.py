@@ -89,9 +89,9 @@ def build(args, cfg):
 def deployed(network):
     """A copy for inference, and the same weights as they were."""
     copied = copy.deepcopy(network)
-    backbone = copied if isinstance(copied, Backbone) else getattr(copied, 'backbone', None)
-    if isinstance(backbone, Backbone) and not backbone.deployed:
-        backbone.switch_to_deploy()
+    for module in copied.modules():
+        if isinstance(module, Backbone):  # or a shared head
+            module.switch_to_deploy()
     return copied
 
 

@@ -58,8 +58,9 @@ def _place(name: str, stages: Sequence[str]) -> tuple[int, int]:
 
 @torch.no_grad()
 def features(network: Backbone, images: Iterable[Tensor]) -> list[list[Tensor]]:
-    """The maps of a network's stages for each batch of images (N, 3, H, W)."""
-    return [list(network(batch)) for batch in images]
+    """The maps of a network's stages for each batch of images (N, 3, H, W), or of regions for a shared head."""
+    outputs = (network(batch) for batch in images)
+    return [[output] if isinstance(output, Tensor) else list(output) for output in outputs]
 
 
 def largest_difference(before: list[list[Tensor]], after: list[list[Tensor]]) -> float:

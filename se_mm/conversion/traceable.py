@@ -103,8 +103,8 @@ def why_not_two_stage(model: nn.Module) -> str | None:
     for module, kind, *names in parts:
         if why := why_other_methods(module, kind, *names):
             return why
-    if roi_head.with_mask or roi_head.with_shared_head:
-        return f'{type(roi_head).__name__} has {"masks" if roi_head.with_mask else "a shared head"}'
+    if roi_head.with_mask:
+        return f'{type(roi_head).__name__} has masks'
     if head.custom_cls_channels or not head.with_reg:
         return f'{type(head).__name__} has its own activation or no boxes'
     layer = extractor.roi_layers[0]
@@ -171,7 +171,7 @@ class SingleStage(Detections):
 
 
 class TwoStage(Detections):
-    """Faster R-CNN: RPNHead, StandardRoIHead and a head for boxes without masks."""
+    """Faster R-CNN: RPNHead, StandardRoIHead, with a shared head or without, and a head for boxes without masks."""
 
     def predict(self, maps: Sequence[Tensor], shape: tuple[int, int]) -> Found:
         roi_head = self.detector.roi_head
@@ -179,7 +179,10 @@ class TwoStage(Detections):
         proposals = self.proposals(maps, shape)
         nowhere = proposals.new_zeros(1, 4)
         proposals = torch.cat([proposals, nowhere])  # never without a row; its scores are taken away below
-        logits, deltas = head(self.roi_features(roi_head.bbox_roi_extractor, maps, proposals))
+        features = self.roi_features(roi_head.bbox_roi_extractor, maps, proposals)
+        if roi_head.with_shared_head:
+            features = roi_head.shared_head(features)
+        logits, deltas = head(features)
         scores = logits.softmax(-1)[:-1, :-1]
         repeated = proposals.repeat_interleave(deltas.shape[1] // 4, 0)
         boxes = decode(head.bbox_coder, repeated, deltas.reshape(-1, 4), shape)

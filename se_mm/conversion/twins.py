@@ -22,6 +22,11 @@ TWINS = {
     'ResNetV1d': dict(type='se_mm.SEResNet', deep_stem=True, avg_down=True),
     'ResNeXt': dict(type='se_mm.SEResNeXt'),
 }
+# Types of plain shared heads: the last stage of a backbone, which C4 detectors run on each region.
+SHARED_HEADS = {
+    'ResLayer': dict(type='se_mm.SEResLayer'),
+    'ResLayerExtraNorm': dict(type='se_mm.SEResLayer', extra_norm=True),
+}
 # What the packages' ResNets and ResNeXts have for arguments that a config leaves out; only ResNeXts have groups.
 DEFAULTS = {
     'mmdet': dict(groups=1),
@@ -53,6 +58,21 @@ def backbones(model: dict | list, path: tuple = ()) -> Iterator[tuple[tuple, dic
             yield from backbones(value, (*path, key))
 
 
+def shared_heads(model: dict) -> Iterator[tuple[tuple, dict, tuple]]:
+    """Path and config of every plain shared head beside a backbone that has an SE twin, and path of that backbone."""
+    for path, _ in backbones(model):
+        *above, name = path
+        head = ((_at(model, above) if name == 'backbone' else {}).get('roi_head') or {}).get('shared_head')
+        if isinstance(head, dict) and _name(head) in SHARED_HEADS:
+            yield (*above, 'roi_head', 'shared_head'), head, path
+
+
+def twin_of_shared_head(head: dict) -> dict:
+    """The config of a plain shared head with SE, its weights left out."""
+    arguments = {k: v for k, v in head.items() if k not in ('init_cfg', 'pretrained')}
+    return {**arguments, **SHARED_HEADS[_name(head)]}
+
+
 def twin_backbone(backbone: dict, package: str | None = None) -> dict:
     """The backbone's config with SE, its weights left out; ``package`` is the one whose ResNet a bare type means."""
     arguments = {k: v for k, v in backbone.items() if k not in ('init_cfg', 'pretrained')}
@@ -61,18 +81,19 @@ def twin_backbone(backbone: dict, package: str | None = None) -> dict:
 
 def _left_out(backbone: dict, package: str | None) -> dict:
     """The package's defaults of the arguments that a config leaves out, where those of its twin differ."""
-    own = defaults_of(NETWORKS[_kind(twin_type(backbone))])
+    own = defaults_of(NETWORKS[_name(twin_type(backbone))])
     own['stem_channels'] = backbone.get('base_channels', own['base_channels'])
     defaults = DEFAULTS.get(package, {})
     return {k: v for k, v in defaults.items() if k not in backbone and own.get(k, v) != v}
 
 
-def _kind(backbone: dict) -> str:
-    return backbone['type'].rpartition('.')[2]
+def _name(part: dict) -> str:
+    """The type of a part of a config, without its scope."""
+    return str(part.get('type')).rpartition('.')[2]
 
 
 def _fitting(arguments: dict) -> dict:
-    block, _ = NETWORKS[_kind(arguments)].arch_settings[arguments['depth']]
+    block, _ = NETWORKS[_name(arguments)].arch_settings[arguments['depth']]
     arguments = {**defaults_of(SEResNeXt), **arguments}
     arguments['base_width'] = arguments['width_per_group'] or arguments['base_width']
     arguments['stem_channels'] = arguments['stem_channels'] or arguments['base_channels']
@@ -85,7 +106,7 @@ def weights_for(backbone: dict) -> dict | None:
 
     Weights of another rounding of the stem's pool count: the entry's arguments say so.
     """
-    kind = _kind(backbone)
+    kind = _name(backbone)
     fitting = [
         entry
         for entry in released()
@@ -105,7 +126,7 @@ def named_weights(name: str, backbone: dict) -> dict | None:
     entry = next((entry for entry in released() if entry['checkpoint'] == name), None)
     if entry is None:
         return None
-    kind, have = _kind(backbone), _fitting(backbone)
+    kind, have = _name(backbone), _fitting(backbone)
     same_kind = entry['arguments']['type'] == kind
     need = _fitting(entry['arguments']) if same_kind else {}
     different = sorted(key for key, value in need.items() if key != 'style' and value != have[key])
@@ -150,6 +171,9 @@ def twin_config(cfg: Config, *, weights: str | None = None, variant: str = 'stan
         twin.warnings.append(f'load_from: {cfg.load_from} is of the model without SE and left out')
     for path, plain in found:
         twin.change_backbone(('model', *path), plain, weights, variant)
+    for path, plain, backbone in shared_heads(model):
+        if backbone in dict(found):
+            twin.change_shared_head(('model', *path), plain, ('model', *backbone))
     return twin.changes, twin.warnings
 
 
@@ -193,6 +217,25 @@ class _Twin:
             self._start_from(checkpoint, entry, path, complete, change)
         self._set(path, change)
         self._warn_of_small_batches(name, {**dict(norm_eval=True), **complete, **change})
+
+    def change_shared_head(self, path: tuple, plain: dict, backbone: tuple) -> None:
+        """Change the plain shared head at ``path``, which continues the backbone at another path, as that one."""
+        of_backbone = _at(self.changes, backbone)
+        change = dict(SHARED_HEADS[_name(plain)])
+        if 'se_cfg' in of_backbone:
+            change['se_cfg'] = of_backbone['se_cfg']
+        if 'pretrained' in plain:
+            change['pretrained'] = None
+        if weights := of_backbone.get('init_cfg'):
+            style = of_backbone.get('style', _at(self.cfg, backbone).get('style', 'pytorch'))
+            if style != plain.get('style', 'pytorch'):
+                change['style'] = style
+            change['init_cfg'] = dict(type='Pretrained', checkpoint=weights['checkpoint'])
+            if 'init_cfg' in plain:
+                change['init_cfg']['_delete_'] = True
+        else:
+            self._start_at_random('.'.join(path), dict(frozen_stages=-1, **plain), change, None)
+        self._set(path, change)
 
     def _drop_weights_of_parents(self, path: tuple) -> bool:
         """Leave out weights without SE that parts around a backbone would load into it; whether there are any."""

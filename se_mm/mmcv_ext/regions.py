@@ -100,19 +100,28 @@ def roi_pool_forward(
     numbers = torch.arange(max(output.shape[2:]) + 1, device=rois.device)[:, None]
     edges = numbers * (size / pooled)[:, None] + start[:, None]  # of the bins: (R, bins + 1, 2)
     limits = edges.new_tensor(input.shape[2:])
-    low = edges[:, :-1].floor().clamp(min=0).minimum(limits).long().tolist()
-    high = edges[:, 1:].ceil().clamp(min=0).minimum(limits).long().tolist()
-    for i in (size > 0).all(1).nonzero()[:, 0].tolist():
-        maps = input[int(rois[i, 0])]
-        for row in range(pooled_height):
-            for column in range(pooled_width):
-                top, bottom = low[i][row][0], high[i][row][0]
-                left, right = low[i][column][1], high[i][column][1]
-                if top < bottom and left < right:
-                    best, index = maps[:, top:bottom, left:right].flatten(1).max(1)
-                    output[i, :, row, column] = best
-                    y, x = top + index // (right - left), left + index % (right - left)
-                    argmax[i, :, row, column] = y * maps.shape[2] + x
+    low = edges[:, :-1].floor().clamp(min=0).minimum(limits).long()
+    high = edges[:, 1:].ceil().clamp(min=0).minimum(limits).long()
+    wide_enough = (size > 0).all(1)
+    height, width = input.shape[2:]
+    pixels = input.transpose(0, 1).flatten(1)  # (C, N H W)
+    before = rois[:, :1].long() * height * width  # pixels of the images before a RoI's, (R, 1)
+    for row in range(pooled_height):
+        rows = _pixels_of_bin(low[:, row, 0], high[:, row, 0])  # (R, h)
+        for column in range(pooled_width):
+            columns = _pixels_of_bin(low[:, column, 1], high[:, column, 1])  # (R, w)
+            places = (rows[:, :, None] * width + columns[:, None]).flatten(1)  # (R, h w)
+            best, index = pixels[:, before + places].max(2)  # (C, R)
+            full = wide_enough & (low[:, row, 0] < high[:, row, 0]) & (low[:, column, 1] < high[:, column, 1])
+            output[full, :, row, column] = best.t()[full]
+            argmax[full, :, row, column] = places.gather(1, index.t())[full].to(argmax.dtype)
+
+
+def _pixels_of_bin(low: Tensor, high: Tensor) -> Tensor:
+    """Whole numbers from low to below high, (R,), as rows of one length: the last number is repeated. (R, pixels)"""
+    longest = int((high - low).max().clamp(min=1)) if len(low) else 1
+    numbers = low[:, None] + torch.arange(longest, device=low.device)
+    return numbers.minimum(high[:, None] - 1).clamp(min=0)
 
 
 def roi_pool_backward(

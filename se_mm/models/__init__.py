@@ -10,6 +10,7 @@ from .mobile import SEMobileNet, SEShuffleNet  # noqa: E402
 from .necks import AveragePoolingDropout  # noqa: E402
 from .resnet import SENet, SEResNet, SEResNeXt  # noqa: E402
 from .se_layer import SELayer  # noqa: E402
+from .shared_head import SEResLayer  # noqa: E402
 from .vgg import SEVGG  # noqa: E402
 
 BACKBONES = (
@@ -26,8 +27,8 @@ BACKBONES = (
 )
 # Bare names for configs of other scopes: a registry that lacks a name asks its parent, the root.
 # mmpretrain has a SEResNet of its own, so its configs have to write `se_mm.SEResNet`.
-for _backbone in BACKBONES:
-    ROOT_MODELS.register_module(module=_backbone)
+for _network in (*BACKBONES, SEResLayer):
+    ROOT_MODELS.register_module(module=_network)
 
 __all__ = [
     'AveragePoolingDropout',
@@ -39,6 +40,7 @@ __all__ = [
     'SELayer',
     'SEMobileNet',
     'SENet',
+    'SEResLayer',
     'SEResNeXt',
     'SEResNet',
     'SEResNetCIFAR',

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .resnet import SENet, SEResNet, SEResNeXt
 from .se_layer import VARIANTS, squeezed_width
+from .shared_head import SEResLayer
 
 NETWORKS = {network.__name__: network for network in (SEResNet, SEResNeXt, SENet)}
 DEPTHS = {
@@ -173,14 +174,16 @@ def misfits(model: nn.Module, expected: dict) -> list[str]:
     """What to set in the config of a residual network so that it fits weights.
 
     Args:
-        model: a SEResNet, SEResNeXt or SENet, whose own arguments are read from its tensors. Of other networks
-            nothing is known.
+        model: a SEResNet, SEResNeXt or SENet, whose own arguments are read from its tensors, or a SEResLayer. Of other
+            networks nothing is known.
         expected: arguments that the weights need, see :func:`arguments_of`; ``style`` and ``stem_pool_ceil_mode``
             besides, if known.
 
     Returns:
         Texts such as ``'depth=101 (is 50)'``, all that it takes; empty if the network fits.
     """
+    if isinstance(model, SEResLayer):
+        return _misfits_of_stage(model, expected)
     if not isinstance(model, SEResNet):
         return []
     actual = dict(arguments_of(model.state_dict()), style=model.style, stem_pool_ceil_mode=model.maxpool.ceil_mode)
@@ -205,3 +208,33 @@ def misfits(model: nn.Module, expected: dict) -> list[str]:
         without = f' without {lost}' if key == 'type' and lost else ''
         changes.append(f'{key}={value!r}{without}' + (f' (is {has!r})' if has != value else ''))
     return changes
+
+
+def _misfits_of_stage(head: SEResLayer, expected: dict) -> list[str]:
+    """:func:`misfits` of a shared head, which has the units of one stage and no others."""
+    if expected['type'] == 'SENet':  # whose units no shared head has
+        return []
+    block, _ = head.arch_settings[head.depth]
+    actual = dict(
+        depth=head.depth,
+        base_channels=head.base_channels,
+        expansion=None if head.expansion == block.expansion else head.expansion,
+        groups=head.groups,
+        base_width=head.base_width,
+        avg_down=head.avg_down,
+        style=head.style,
+        deploy=head.deployed,
+        with_se=head.with_se[0],
+        se_ratio=head.se_cfg['ratio'],
+        se_cfg={key: head.se_cfg[key] for key in ('divisor', 'variant', 'bias') if key in head.se_cfg},
+    )
+    with_se = expected['with_se'][head.stage : head.stage + 1]
+    needed = {'groups': 1, **expected, 'with_se': with_se[0] if with_se else False}
+    ignored = {'base_width'} if needed['groups'] == 1 else set()
+    ignored |= {'depth'} if needed['depth'] is None else set()  # no whole network: its tensors are compared
+    ignored |= set() if needed['with_se'] else {'with_se', 'se_ratio', 'se_cfg'}  # SE starts afresh then
+    return [
+        f'{key}={needed[key]!r} (is {has!r})'
+        for key, has in actual.items()
+        if key in needed and key not in ignored and needed[key] != has
+    ]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from se_mm.models import SEResLayer
 from se_mm.models.architecture import arguments_of, is_residual, misfits
 from se_mm.utils import InputError
 
@@ -70,7 +71,8 @@ def compare(weights: Weights, model: nn.Module) -> Comparison:
     """Compare a checkpoint's backbone with a model, of which nothing changes.
 
     Deformable convolutions' offsets and plugins may be missing, and SE beside weights of a plain network. Heads,
-    and stages that the model does not have, may be left over.
+    and stages that the model does not have, may be left over. Of a shared head only the units of its stage are
+    compared.
     """
     own, given = model.state_dict(), weights.tensors
     changes = []
@@ -81,13 +83,16 @@ def compare(weights: Weights, model: nn.Module) -> Comparison:
     fresh = [name for name in own if name not in given]
     surplus = [name for name in given if name not in own]
     stages = tuple(f'{stage}.' for stage in getattr(model, 'stage_names', ()))
+    stage_alone = isinstance(model, SEResLayer)
 
     def may_be_fresh(name: str) -> bool:
-        return bool(OWN_PARTS.search(name) or 'se_layer' in name and not weights.have_se or _is_of_plugin(model, name))
+        beside = stage_alone and not name.startswith(stages)
+        fresh_se = 'se_layer' in name and not weights.have_se
+        return bool(beside or OWN_PARTS.search(name) or fresh_se or _is_of_plugin(model, name))
 
     def may_be_left(name: str) -> bool:
-        of_other_stage = STAGE.match(name) and not name.startswith(stages)
-        return bool(HEADS.match(name) or name.endswith('num_batches_tracked') or of_other_stage)
+        elsewhere = (stage_alone or STAGE.match(name)) and not name.startswith(stages)
+        return bool(HEADS.match(name) or name.endswith('num_batches_tracked') or elsewhere)
 
     beside = [name.removeprefix(weights.prefix) for name in weights.left_over if name.startswith(weights.prefix)]
     head = [f'{weights.format.head}.{name}' for name in weights.head]

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from se_mm.conversion import twin_config
-from se_mm.models import SEResNet
+from se_mm.models import SEResLayer, SEResNet
 from se_mm.utils import InputError
 
 MMDET, MMPRETRAIN = (Path(package.__file__).parent / '.mim' / 'configs' for package in (mmdet, mmpretrain))
@@ -105,6 +105,42 @@ def test_groups_that_mmdets_config_leaves_out(tmp_path):
     init_default_scope('mmdet')
     theirs = MODELS.build(dict(type='ResNeXt', depth=50, base_width=8))
     MODELS.build(dict(cfg.model.backbone, with_se=False)).load_state_dict(theirs.state_dict())
+
+
+@pytest.mark.parametrize(
+    'path, checkpoint, expected',
+    [
+        ('faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco.py', 'timm://legacy_seresnet50.in1k', dict(_delete_=True)),
+        ('pascal_voc/faster-rcnn_r50-caffe-c4_ms-18k_voc0712.py', 'timm://legacy_seresnet50.in1k', dict(_delete_=True)),
+        ('byol/benchmarks/mask-rcnn_r50-c4_ms-1x_coco.py', 'timm://seresnet50.ra2_in1k', {}),
+    ],
+    ids=lambda value: value.rpartition('/')[2] if isinstance(value, str) else '',
+)
+def test_shared_heads_continue_the_backbone(path, checkpoint, expected):
+    """SE, weights and the place of the stride are those of the backbone's twin."""
+    folder = MMPRETRAIN if path.startswith('byol') else MMDET
+    changes, warnings, cfg = changed(folder / path)
+    init_cfg = dict(type='Pretrained', checkpoint=checkpoint, **expected)
+    extra = dict(extra_norm=True) if path.startswith('byol') else {}
+    assert warnings == [] and changes['model']['backbone']['init_cfg']['checkpoint'] == checkpoint
+    assert changes['model']['roi_head'] == dict(shared_head=dict(type='se_mm.SEResLayer', init_cfg=init_cfg, **extra))
+    backbone, head = cfg.model.backbone, cfg.model.roi_head.shared_head
+    assert backbone.style == head.style and backbone.depth == head.depth
+    init_default_scope('mmdet')
+    assert type(MODELS.build(cfg.model).roi_head.shared_head) is SEResLayer
+
+
+def test_a_shared_head_follows_a_backbone_of_another_style_or_at_random():
+    path = MMDET / 'faster_rcnn' / 'faster-rcnn_r50-caffe_c4-1x_coco.py'
+    changes, warnings, _ = changed(path, None, 'bump')
+    head = changes['model']['roi_head']['shared_head']
+    options = dict(init_cfg=None, norm_eval=False, se_cfg=dict(variant='bump'))
+    assert head == dict(type='se_mm.SEResLayer', **options)
+    assert any(warning.startswith('model.roi_head.shared_head starts at random') for warning in warnings)
+    changes, _, cfg = changed(path, 'timm://seresnet50.ra2_in1k')
+    assert cfg.model.roi_head.shared_head.style == cfg.model.backbone.style == 'pytorch'
+    with pytest.raises(InputError, match='its model has no backbone of type ResNet, ResNetV1c'):
+        changed(MMDET / 'tridentnet' / 'tridentnet_r50-caffe_1x_coco.py')
 
 
 def test_parts_of_trackers_are_found_and_teachers_stay():

@@ -75,6 +75,33 @@ def test_detector_with_pictures(deploy, shapes, tmp_path):
     assert not any('bn' in name for name in deployed.backbone.state_dict())
 
 
+def test_shared_head_is_deployed_with_the_backbone(deploy, tmp_path):
+    (tmp_path / 'c4.py').write_text(
+        "_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco.py'\n"
+        'widths = dict(base_channels=8, stem_channels=8, se_ratio=4)\n'
+        "part = dict(widths, depth=18, style='pytorch', norm_cfg=dict(type='BN'), norm_eval=False, init_cfg=None)\n"
+        'model = dict(\n'
+        "    backbone=dict(part, type='se_mm.SEResNet', frozen_stages=-1),\n"
+        '    rpn_head=dict(in_channels=32, feat_channels=8),\n'
+        '    roi_head=dict(\n'
+        "        shared_head=dict(part, type='se_mm.SEResLayer'),\n"
+        '        bbox_roi_extractor=dict(out_channels=32),\n'
+        '        bbox_head=dict(in_channels=64),\n'
+        '    ),\n'
+        ')\n'
+    )
+    model = save(tmp_path / 'c4.py', tmp_path / 'trained.pth')
+    code, output = deploy('c4.py', 'trained.pth', 'out.safetensors')
+    assert code == 0 and output.count('largest difference of features') == 2, output
+    assert 'roi_head.shared_head' in output and 'layer4.1' in output
+    deployed = load(tmp_path / 'out.py', tmp_path / 'out.safetensors')
+    x = torch.randn(3, 32, 14, 14, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected, found = (part.roi_head.shared_head(x) for part in (model, deployed))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+    assert not any('bn' in name for name in deployed.roi_head.shared_head.state_dict())
+
+
 def test_answers_of_the_deployed_classifier(deploy, run, pictures, tmp_path):
     code, output = deploy(CLASSIFIER, 'se_mm://se_r20_cifar10', tmp_path / 'out.pth')
     assert code == 0, output

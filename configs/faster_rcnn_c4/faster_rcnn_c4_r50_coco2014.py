@@ -1,0 +1,1 @@
+_base_ = '../_base_/faster_rcnn_c4_coco2014.py'
