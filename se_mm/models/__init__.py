@@ -10,6 +10,7 @@ from .mobile import SEMobileNet, SEShuffleNet  # noqa: E402
 from .necks import AveragePoolingDropout  # noqa: E402
 from .resnet import SENet, SEResNet, SEResNeXt  # noqa: E402
 from .se_layer import SELayer  # noqa: E402
+from .shake import SEShakeShake  # noqa: E402
 from .vgg import SEVGG  # noqa: E402
 
 BACKBONES = (
@@ -22,6 +23,7 @@ BACKBONES = (
     SEMobileNet,
     SEShuffleNet,
     SEResNetCIFAR,
+    SEShakeShake,
     SECNN,
 )
 # Bare names for configs of other scopes: a registry that lacks a name asks its parent, the root.
@@ -42,5 +44,6 @@ __all__ = [
     'SEResNeXt',
     'SEResNet',
     'SEResNetCIFAR',
+    'SEShakeShake',
     'SEShuffleNet',
 ]
