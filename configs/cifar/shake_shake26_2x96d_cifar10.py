@@ -3,8 +3,8 @@ model = dict(
     backbone=dict(type='se_mm.SEShakeShake', arch='shake_shake26_2x96d', with_se=False),
     head=dict(in_channels=384),
 )
-# Recipes of Shake-Shake (arXiv 1705.07485) and Cutout (arXiv 1708.04552). Their authors' code normalises first, so
-# that the padding and the square have the mean colour. It trains on 2 GPUs, each of which norms half of a batch.
+# Recipes of Shake-Shake (arXiv 1705.07485) and Cutout (arXiv 1708.04552). The authors' code normalises first, so that
+# padding and square have the mean colour. The authors trained on 2 GPUs, with batch statistics of half a step each.
 mean = (125.307, 122.961, 113.8575)
 train_pipeline = [
     dict(type='RandomCrop', crop_size=32, padding=4, pad_val=mean),

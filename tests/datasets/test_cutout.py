@@ -15,22 +15,22 @@ def cut(size, image, seed, fill):
 @pytest.mark.parametrize('size', [16, 8, 5, 1])
 def test_squares_around_every_pixel(size):
     image = np.random.default_rng(0).integers(1, 256, (20, 30, 3), dtype=np.uint8)
-    before, centres, clipped = image.copy(), [], set()
+    before, rows_of_centres, sides = image.copy(), set(), set()
     for seed in range(300):
         results = cut(size, image, seed, fill=0)
         np.random.seed(seed)
         y, x = np.random.randint(20), np.random.randint(30)
-        rows, columns = (np.arange(20) - y)[:, None], (np.arange(30) - x)[None]
-        near = [(-(size // 2) <= distance) & (distance < size - size // 2) for distance in (rows, columns)]
+        below, right = (np.arange(20) - y)[:, None], (np.arange(30) - x)[None]
+        near = [(-(size // 2) <= distance) & (distance < size - size // 2) for distance in (below, right)]
         inside = near[0] & near[1]
-        assert np.array_equal(results['img'] == 0, np.repeat(inside[..., None], 3, 2))
-        assert np.array_equal(results['img'][~inside], image[~inside]) and results['gt_label'] == 1
-        centres.append((y, x))
-        if inside.sum() < size * size:
-            clipped |= {y < size, 'bottom' if y > 19 - size else '', 'left' if x < size else '', x > 29 - size}
+        assert np.array_equal(results['img'], image * ~inside[..., None]) and results['gt_label'] == 1
+        rows_of_centres.add(y)
+        half, rest = size // 2, size - size // 2
+        out = dict(top=y < half, left=x < half, bottom=y + rest > 20, right=x + rest > 30)
+        sides |= {side for side in out if out[side]}
+        assert (inside.sum() < size * size) == any(out.values())
     assert np.array_equal(image, before)  # which the data set keeps
-    assert {coordinate for coordinate, _ in centres} == set(range(20))
-    assert clipped >= ({True, 'bottom', 'left'} if size > 1 else set())
+    assert rows_of_centres == set(range(20)) and len(sides) == (4 if size > 1 else 0)
 
 
 def test_mean_colour_is_zero_after_normalising():

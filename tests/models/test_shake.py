@@ -75,13 +75,10 @@ class Functional:
         forward, backward = next(self.numbers)
         mix = Scaled.apply(branch(f'{name}.branch1', x, stride, groups), forward, backward)
         mix = mix + Scaled.apply(branch(f'{name}.branch2', x, stride, groups), 1 - forward, 1 - backward)
-        shortcut = x
-        if any(key.startswith(f'{name}.shortcut.') for key in self.state):
-            name_of = f'{name}.shortcut'
-            shortcut = (
-                self.basic_shortcut(name_of, x, stride) if groups is None else self.conv_norm(name_of, x, stride=stride)
-            )
-        return shortcut + self.se(name, mix)
+        if not any(key.startswith(f'{name}.shortcut.') for key in self.state):
+            return x + self.se(name, mix)
+        shortcut = self.basic_shortcut if groups is None else self.conv_norm
+        return shortcut(f'{name}.shortcut', x, stride=stride) + self.se(name, mix)
 
     def __call__(self, x, blocks, groups):
         x = self.conv_norm('stem', x, padding=1)
