@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from se_mm.models import SELayer
 from se_mm.models.blocks import SEResidual
 from se_mm.models.cifar import PreActBlock
+from se_mm.models.shake import ShakeBlock
 from se_mm.utils import InputError
 
 # SE layers of other projects: class, and which of its modules has the gates as its output.
@@ -89,7 +90,7 @@ def _paper_name(model: nn.Module, path: str) -> str | None:
     if not (found := BLOCK.match(path)):
         return None
     block, kind, stage, number = found.groups()
-    if kind == 'stage' and not isinstance(model.get_submodule(block), SEResidual | PreActBlock):
+    if kind == 'stage' and not isinstance(model.get_submodule(block), SEResidual | PreActBlock | ShakeBlock):
         return None
     return f'SE_{int(stage) + 1}_{int(number) + 1}'
 

@@ -11,6 +11,7 @@ from .necks import AveragePoolingDropout  # noqa: E402
 from .resnet import SENet, SEResNet, SEResNeXt  # noqa: E402
 from .se_layer import SELayer  # noqa: E402
 from .shared_head import SEResLayer  # noqa: E402
+from .shake import SEShakeShake  # noqa: E402
 from .vgg import SEVGG  # noqa: E402
 
 BACKBONES = (
@@ -23,6 +24,7 @@ BACKBONES = (
     SEMobileNet,
     SEShuffleNet,
     SEResNetCIFAR,
+    SEShakeShake,
     SECNN,
 )
 # Bare names for configs of other scopes: a registry that lacks a name asks its parent, the root.
@@ -44,5 +46,6 @@ __all__ = [
     'SEResNeXt',
     'SEResNet',
     'SEResNetCIFAR',
+    'SEShakeShake',
     'SEShuffleNet',
 ]

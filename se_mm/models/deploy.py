@@ -181,7 +181,8 @@ def _fold_gates(network: nn.Module, path: str, gates: Tensor) -> Deployed:
         return Deployed(path, 'SE', STAYS, 'no norm or convolution with weights stands before SE')
     if gates.min() < 0:
         return Deployed(path, 'SE', STAYS, 'some of its gates are below 0')
-    for layer, part in zip(layers, gates.split(widths)):
+    summed = sum(widths) > len(gates)  # layers that each have all channels, and no part of them
+    for layer, part in zip(layers, [gates] * len(layers) if summed else gates.split(widths)):
         part = part.to(layer.weight)
         layer.weight.mul_(part.view(-1, *[1] * (layer.weight.dim() - 1)))
         if layer.bias is not None:

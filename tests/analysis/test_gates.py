@@ -11,7 +11,7 @@ from torch import nn
 
 from se_mm.analysis.gate_figures import PAPER
 from se_mm.analysis.gates import GateRecorder, ReplacedGates, gate_layers
-from se_mm.models import SEResNet, SEResNetCIFAR
+from se_mm.models import SEResNet, SEResNetCIFAR, SEShakeShake
 from se_mm.utils import InputError
 
 
@@ -132,6 +132,8 @@ def test_names_are_those_of_the_papers():
     assert names[:3] == ['SE_2_1', 'SE_2_2', 'SE_2_3'] and len(names) == 16 and set(PAPER) < set(names)
     cifar = gate_layers(SEResNetCIFAR('resnet20', se_ratio=4))
     assert (cifar[0].name, cifar[0].path) == ('SE_2_1', 'stage1.0.se_layer') and cifar[-1].name == 'SE_4_3'
+    shake = gate_layers(SEShakeShake(dict(blocks=2, width=16, groups=None, even=False)))
+    assert [layer.name for layer in shake] == [f'SE_{stage}_{unit}' for stage in (2, 3, 4) for unit in (1, 2)]
     assert gate_layers(timm.create_model('seresnet18'))[0].name == 'SE_2_1'
     two = nn.ModuleDict(dict(a=SEResNet(18, base_channels=16), b=SEResNet(18, base_channels=16)))
     assert gate_layers(two)[0].name == gate_layers(two)[0].path == 'a.layer1.0.se_layer'

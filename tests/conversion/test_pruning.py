@@ -164,6 +164,7 @@ def test_equal_widths_by_chance():
         (BOTTLENECK, dict(deploy=True), 'is deployed'),
         (BOTTLENECK, dict(out_indices=(0,)), 'set num_stages=1'),
         ('SEVGG', {}, 'SEVGG is none of SEResNet'),
+        ('SEShakeShake', {}, 'SEShakeShake is none of SEResNet'),
     ],
 )
 def test_refused(name, options, words):

@@ -32,16 +32,17 @@ TINY = {
     'SEResNetCIFAR-basic': dict(type='SEResNetCIFAR', arch=dict(block='basic', blocks=2, width=16)),
     'SEResNetCIFAR-preact': dict(type='SEResNetCIFAR', arch=dict(block='preact', blocks=2, width=32)),
     'SEResNetCIFAR-bottleneck': dict(type='SEResNetCIFAR', arch=dict(block='preact_bottleneck', blocks=2, width=64)),
+    'SEShakeShake': dict(type='SEShakeShake', arch=dict(blocks=1, width=16, groups=None, even=False)),
     'SECNN': dict(type='SECNN', num_classes=None),
 }
 for _cfg in TINY.values():
     if _cfg['type'] in ('SEResNet', 'SEResNeXt', 'SENet'):
         _cfg.setdefault('out_indices', tuple(range(_cfg.get('num_stages', 4))))
-    elif _cfg['type'] == 'SEResNetCIFAR':
+    elif _cfg['type'] in ('SEResNetCIFAR', 'SEShakeShake'):
         _cfg['out_indices'] = (0, 1, 2)
 STRIDES = dict(
     SEBNInception=(8, 16, 32), SEVGG=(2, 4, 8, 16, 32), SEMobileNet=(2, 4, 8, 16, 32), SEShuffleNet=(8, 16, 32),
-    SEResNetCIFAR=(1, 2, 4), SEResNet=(4, 8, 16, 32), SEResNeXt=(4, 8), SECNN=(4,),
+    SEResNetCIFAR=(1, 2, 4), SEResNet=(4, 8, 16, 32), SEResNeXt=(4, 8), SECNN=(4,), SEShakeShake=(1, 2, 4),
 )  # fmt: skip
 
 
@@ -124,6 +125,7 @@ def test_symbolic_traces_compute_the_same(name, training):
     x = image(2, 96, 96, dtype=torch.float64)
     results = []
     for module in (model, traced):
+        torch.manual_seed(2)  # of mixed branches
         outs = module(x)
         loss_of(outs).backward()
         results.append([*outs, *(p.grad for _, p in sorted(module.named_parameters()))])
