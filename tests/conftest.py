@@ -19,6 +19,7 @@ CACHE = tempfile.TemporaryDirectory()
 os.environ['SE_MM_CACHE'] = CACHE.name  # also of the programs that tests start
 
 import se_mm.mmcv_ext  # noqa: E402, F401  operators, where mmcv has none
+import yaml_once  # noqa: E402, F401
 from forked import start_server  # noqa: E402
 from se_mm.datasets.drawn import write_scenes, write_shapes  # noqa: E402
 from se_mm.engine.checks import check_compiler  # noqa: E402

@@ -41,6 +41,8 @@ IMPORTED = (
     'se_mm.engine',
 )
 
+PARSED = ('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py', 'mmpretrain::resnet/resnet18_8xb32_in1k.py')
+
 # Its second line is one for the shell and a text for Python: the interpreter's path may have spaces. Python starts
 # without the site and its imports, which is quick.
 CLIENT = """#!/bin/sh
@@ -180,9 +182,15 @@ def run_file(arguments: list[str]) -> NoReturn:
 
 
 if __name__ == '__main__':
+    import yaml_once  # noqa: F401
+
     del sys.path[0]  # the folder of this file
     for module in IMPORTED:
         importlib.import_module(module)
+    from mmengine.hub import get_config
+
+    for config in PARSED:
+        get_config(config)  # so that no program has to parse the metafiles of its package
     sys.stdout.flush()  # what imports have printed, or else every program would print the text again
     gc.freeze()  # or else every program would copy what the collection touches
     sys.executable = sys.argv[2]  # for the programs that programs start
