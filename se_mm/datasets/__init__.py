@@ -1,8 +1,9 @@
 """Data sets that OpenMMLab lacks, and checks of any data set's files."""
 
 from .cached import LoadImageOnce
+from .corner_crop import CornerCrop
 from .places365 import Places365
 from .skip_broken import SkipBroken
 from .svhn import SVHN
 
-__all__ = ['SVHN', 'LoadImageOnce', 'Places365', 'SkipBroken']
+__all__ = ['SVHN', 'CornerCrop', 'LoadImageOnce', 'Places365', 'SkipBroken']
