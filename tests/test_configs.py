@@ -4,9 +4,12 @@ import shutil
 import sys
 
 import pytest
+import torch
 import yaml
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
+from mmpretrain.structures import DataSample
 from modelindex.load_model_index import load as load_model_index
 
 from conftest import CONFIGS, ROOT, TOOLS, build_without_numbers, config_files
@@ -64,6 +67,23 @@ def test_twin_differs_in_the_backbone_alone(path):
     different = {key for key in se.keys() | plain.keys() if se.get(key) != plain.get(key)}
     parts = ('.model.backbone.', '.model.roi_head.shared_head.')
     assert different and all(key.startswith(parts) for key in different)
+
+
+@pytest.mark.slow
+def test_wide_network_trains():
+    """All parameters move in two steps: the first one moves the last norm of every branch, which starts at 0."""
+    cfg = Config.fromfile(CONFIGS / 'imagenet' / 'se_wrn50_imagenet.py')
+    init_default_scope(cfg.default_scope)
+    torch.manual_seed(0)
+    model = MODELS.build(dict(cfg.model, data_preprocessor=cfg.data_preprocessor)).train()
+    model.init_weights()
+    before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
+    optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    batch = dict(inputs=list(images), data_samples=[DataSample().set_gt_label(i) for i in (0, 1)])
+    for _ in range(2):
+        assert model.train_step(batch, optim_wrapper)['loss'].isfinite()
+    assert [key for key, parameter in model.named_parameters() if torch.equal(parameter, before[key])] == []
 
 
 def test_every_plain_config_is_a_twin():

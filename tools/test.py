@@ -1,7 +1,6 @@
 """Evaluate a checkpoint of a detector or a classifier and write metrics.json into the work dir."""
 
 import argparse
-from copy import deepcopy
 from pathlib import Path
 
 from mmcv.cnn import fuse_conv_bn
@@ -19,6 +18,7 @@ from se_mm.engine import check_config, guard, init_distributed, once_per_machine
 from se_mm.engine.arguments import add_arguments, apply_arguments, parse_arguments
 from se_mm.engine.drawing import DrawInChild
 from se_mm.engine.results import coco_metrics, save_predictions, write_metrics
+from se_mm.engine.tta import KINDS, merged_views, tested_dataset
 from se_mm.utils import InputError, errors_name
 from se_mm.utils.config import load_config, type_name
 from se_mm.weights import fetch
@@ -36,7 +36,15 @@ def parse_args():
     )
     parser.add_argument('--wait-time', type=float, default=2, help='seconds between shown images')
     parser.add_argument('--classwise', action='store_true', help='also AP of each class')
-    parser.add_argument('--tta', action='store_true', help="test-time augmentation: the config's, or flipping")
+    parser.add_argument(
+        '--tta',
+        nargs='?',
+        choices=KINDS,
+        const='default',
+        metavar='flip|ten-crop',
+        help="test-time augmentation: the config's, or flipping; ten-crop averages a classifier's softmax scores of "
+        'the corners and the centre of an image and of its mirror image',
+    )
     parser.add_argument(
         '--fuse-conv-bn', action='store_true', help='fold batch norms into the convolutions before them: a bit faster'
     )
@@ -50,33 +58,16 @@ def add_visualization(cfg: Config, args: argparse.Namespace) -> None:
         raise InputError(
             f'--show and --show-dir: {args.config} needs default_hooks.visualization and a visualizer, set both'
         )
+    if args.tta and cfg.default_scope != 'mmdet':
+        raise InputError(
+            "--tta: mmpretrain's visualization cannot draw augmented images, leave out --show and --show-dir"
+        )
     if args.launcher != 'none' and type_name(hook) == 'TrackVisualizationHook':
         raise InputError('--show and --show-dir: tracks are drawn by one process only, leave out --launcher')
     if cfg.default_scope == 'mmdet':
         hook.update(draw=True, show=args.show, wait_time=args.wait_time, test_out_dir=args.show_dir)
     else:
         hook.update(enable=True, interval=1, show=args.show, wait_time=args.wait_time, out_dir=args.show_dir)
-
-
-def add_tta(cfg: Config, args: argparse.Namespace) -> None:
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    pack = deepcopy(dataset.pipeline[-1])
-    if cfg.default_scope == 'mmdet':
-        model = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
-        keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
-        pack['meta_keys'] = keys
-    elif args.show or args.show_dir:
-        raise InputError(
-            "--tta: mmpretrain's visualization cannot draw augmented images, leave out --show and --show-dir"
-        )
-    else:
-        model = dict(type='mmpretrain.AverageClsScoreTTA')
-    flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
-    flip = dict(type='TestTimeAug', transforms=[flips, [pack]])
-    dataset.pipeline = cfg.get('tta_pipeline') or [*dataset.pipeline[:-1], flip]
-    cfg.model = ConfigDict(**(cfg.get('tta_model') or model), module=cfg.model)
 
 
 def print_table(metrics: dict) -> None:
@@ -106,6 +97,7 @@ def main():
         )
     if args.show or args.show_dir:
         add_visualization(cfg, args)
+    tta = merged_views(cfg, args.tta) if args.tta else None
     cfg.load_from = args.checkpoint = str(fetch(args.checkpoint))
     prefix = str(Path(cfg.work_dir, 'predictions'))
     kinds = save_predictions(cfg, prefix)
@@ -113,8 +105,9 @@ def main():
         raise InputError(f'--classwise: {args.config} has no COCO evaluator')
     init_distributed(cfg, args.launcher)
     once_per_machine(lambda: check_config(cfg, training=False, checkpoint=args.checkpoint))
-    if args.tta:
-        add_tta(cfg, args)
+    if tta:
+        tested_dataset(cfg).pipeline, merging = tta
+        cfg.model = ConfigDict(**merging, module=cfg.model)
     hooks = [DrawInChild(cfg)] if args.show_dir and args.launcher != 'none' else []
     with errors_name(cfg.work_dir):
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

@@ -35,7 +35,7 @@ class SEResNet(Backbone):
     """SE-ResNet: a residual network with an SE layer at the end of every branch.
 
     Args:
-        depth: 18, 34, 50, 101 or 152.
+        depth: 18, 34, 50, 101 or 152; 140 is Places-365-CNN (table 6 of the paper), with a deep stem of 128 channels.
         in_channels: channels of the image.
         stem_channels: channels of the stem, None for ``base_channels``.
         base_channels: channels of the first stage before expansion.
@@ -93,6 +93,7 @@ class SEResNet(Backbone):
         34: (SEBasicBlock, (3, 4, 6, 3)),
         50: (SEBottleneck, (3, 4, 6, 3)),
         101: (SEBottleneck, (3, 4, 23, 3)),
+        140: (SEBottleneck, (8, 12, 23, 3)),  # Places-365-CNN
         152: (SEBottleneck, (3, 8, 36, 3)),
     }
     downsample_kernel = 1  # of shortcuts with a stride
@@ -180,7 +181,7 @@ class SEResNet(Backbone):
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate={drop_path_rate}: choose a rate from 0 to below 1')
         if basic and dcn is not None:
-            raise ValueError(f'dcn needs bottlenecks: depth {depth} has none, choose 50, 101 or 152')
+            raise ValueError(f'dcn needs bottlenecks: depth {depth} has none, choose 50 or more')
         if multi_grid is not None and len(multi_grid) != self.stage_blocks[-1]:
             raise ValueError(
                 f'multi_grid={tuple(multi_grid)}: give {self.stage_blocks[-1]} entries, one for each block'

@@ -76,7 +76,7 @@ def test_classifier_from_scratch_stays_so():
 
 @pytest.mark.parametrize('name', ['wide-resnet50_8xb32_in1k', 'wide-resnet101_8xb32_in1k'])
 def test_wide_networks(name):
-    """The twin without SE is the plain network, also where the config leaves the stem's channels out."""
+    """The twin without SE, or with gates of 1, is the plain network, also without stem_channels in the config."""
     plain = Config.fromfile(MMPRETRAIN / 'wrn' / f'{name}.py')
     init_default_scope('mmpretrain')
     theirs = MODELS.build(plain.model.backbone)
@@ -95,6 +95,15 @@ def test_wide_networks(name):
         with torch.no_grad():
             for a, b in zip(ours(image), theirs(image), strict=True):
                 torch.testing.assert_close(a, b)
+    twin = MODELS.build(cfg.model.backbone).eval()
+    missing, unexpected = twin.load_state_dict(theirs.state_dict(), strict=False)
+    assert len(missing) == 4 * sum(twin.stage_blocks) and all('.se_layer.' in key for key in missing + unexpected)
+    with torch.no_grad():
+        changed_by_se = not torch.allclose(twin(image)[0], theirs(image)[0])
+        for block in (block for stage in twin.stage_names for block in getattr(twin, stage)):
+            block.se_layer.conv2.conv.bias.fill_(40)  # whose sigmoid is 1
+        torch.testing.assert_close(twin(image), theirs(image))
+    assert changed_by_se
 
 
 def test_groups_that_mmdets_config_leaves_out(tmp_path):

@@ -192,7 +192,7 @@ def test_useless_boxes_are_counted_once(root, annotations, caplog):
 @pytest.mark.parametrize(
     'key, value, words',
     [
-        ('depth', 51, ['SEResNet has no depth 51', '[18, 34, 50, 101, 152]']),
+        ('depth', 51, ['SEResNet has no depth 51', '[18, 34, 50, 101, 140, 152]']),
         ('se_ration', 8, ["unexpected keyword argument 'se_ration'"]),
         ('type', 'SEResNot', ['SEResNot']),
     ],

@@ -53,7 +53,7 @@ def test_sizes_and_norms(norm, size):
 @pytest.mark.parametrize(
     'kwargs, words',
     [
-        (dict(depth=51), ['SEResNet', '51', '[18, 34, 50, 101, 152]']),
+        (dict(depth=51), ['SEResNet', '51', '[18, 34, 50, 101, 140, 152]']),
         (dict(depth=50, num_stages=5), ['num_stages=5', '1 to 4']),
         (dict(depth=50, num_stages=0), ['num_stages=0', '1 to 4']),
         (dict(depth=50, num_stages='4'), ["num_stages='4'", '1 to 4']),
@@ -78,7 +78,7 @@ def test_sizes_and_norms(norm, size):
         (dict(depth=50, fused_se='cuda'), ["fused_se='cuda'", "'torch', 'triton'"]),
         (dict(depth=50, se_ratio=0), ['se_ratio=0', 'from 1']),
         (dict(depth=50, se_ratio=512), ['se_ratio=512', '1 to 256']),
-        (dict(depth=18, dcn=DCN, stage_with_dcn=(True,) * 4), ['dcn', '18', '50, 101 or 152']),
+        (dict(depth=18, dcn=DCN, stage_with_dcn=(True,) * 4), ['dcn', '18', 'choose 50 or more']),
         (dict(depth=18, plugins=PLUGINS[:1]), ['after_conv3', 'after_conv1']),
         (dict(depth=50, plugins=[dict(cfg=dict(type='ContextBlock', ratio=1), position='x')]), ["'x'", 'after_conv1']),
         (dict(depth=50, dcn=DCN, stage_with_dcn=(True,)), ['stage_with_dcn=(True,)', 'num_stages=4']),

@@ -1,13 +1,19 @@
 """The plain twins of the families, and what SE adds, against other implementations."""
 
+import re
+
 import pytest
 import timm
 import torch
+from mmengine.config import Config
 from mmpretrain.models import VGG, ShuffleNetV1
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models.resnet import Bottleneck, ResNet
 
+from conftest import CONFIGS
 from se_mm.models import SEVGG, SEInceptionResNetV2, SEMobileNet, SEResNetCIFAR, SEShuffleNet
+from se_mm.registry import MODELS
 
 
 def randomize(module):
@@ -55,6 +61,31 @@ def test_inception_resnet_v2_is_timms(size):
     with torch.no_grad():
         expected = theirs.forward_features(image)
         torch.testing.assert_close(ours(image)[-1], expected, rtol=1e-8, atol=1e-8 * expected.abs().max().item())
+
+
+@pytest.mark.slow
+def test_places_365_cnn():
+    """Torchvision's ResNet with the units and the stem of https://github.com/lishen-shirley/Places2-CNNs."""
+
+    def conv(cin, cout, stride):
+        return [nn.Conv2d(cin, cout, 3, stride, 1, bias=False), nn.BatchNorm2d(cout), nn.ReLU()]
+
+    theirs = ResNet(Bottleneck, [8, 12, 23, 3])
+    theirs.conv1 = nn.Sequential(*conv(3, 64, 2), *conv(64, 64, 1), *conv(64, 128, 1))
+    theirs.bn1 = theirs.relu = theirs.fc = nn.Identity()
+    theirs.maxpool = nn.MaxPool2d(3, 2, ceil_mode=True)
+    theirs.layer1[0].conv1, theirs.layer1[0].downsample[0] = (nn.Conv2d(128, c, 1, bias=False) for c in (64, 256))
+    randomize(theirs).eval()
+    config = Config.fromfile(CONFIGS / 'places365_challenge' / 'places-cnn_places365_challenge.py')
+    ours = MODELS.build(config.model.backbone).eval()
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    state = {re.sub(r'^conv1', 'stem', key): value for key, value in theirs.state_dict().items()}
+    ours.load_state_dict(state)
+    with torch.no_grad():
+        expected = theirs(image)
+        torch.testing.assert_close(
+            ours(image)[0].mean((2, 3)), expected, atol=1e-5 * expected.abs().max().item(), rtol=1e-5
+        )
 
 
 @pytest.mark.slow

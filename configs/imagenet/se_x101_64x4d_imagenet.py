@@ -1,0 +1,2 @@
+_base_ = './se_x101_32x4d_imagenet.py'
+model = dict(backbone=dict(groups=64))
