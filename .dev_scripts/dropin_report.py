@@ -42,7 +42,9 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--package', choices=['mmdet', 'mmpretrain'], default='mmdet', help='whose configs [mmdet]')
     parser.add_argument('--families', nargs='+', help='folders of configs [all]')
-    parser.add_argument('--every', action='store_true', help='every config, not one of each family and model type')
+    parser.add_argument(
+        '--every', action='store_true', help='every config, not one of each family, model type and kind'
+    )
     parser.add_argument(
         '--size', type=int, nargs='+', default=[128, 512], help='of the square images; the next if one fails [128 512]'
     )
@@ -84,7 +86,7 @@ def without_weights(node):
 
 
 def with_se(node, package):
-    """The same with only the types of the backbones changed, and the arguments that a type stands for."""
+    """The same with only the types of backbones and shared heads changed, and the arguments that a type stands for."""
     twins = {path: twin_of_shared_head(head) for path, head, _ in shared_heads(node)}
     twins |= {path: twin_backbone(backbone, package) for path, backbone in backbones(node)}
     for path, twin in twins.items():

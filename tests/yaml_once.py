@@ -20,4 +20,4 @@ class YamlOnce(YamlHandler):
 
 @functools.cache
 def _parsed(text):
-    return pickle.dumps(yaml.load(text, yaml.CSafeLoader))
+    return pickle.dumps(yaml.load(text, getattr(yaml, 'CSafeLoader', yaml.SafeLoader)))

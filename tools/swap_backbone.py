@@ -1,4 +1,5 @@
-"""Write the SE twin of a config: a config that inherits from it and changes its backbones, for any OpenMMLab tools.
+"""Write the SE twin of a config, for any OpenMMLab tools: a config that inherits from it and changes its backbones, and
+the shared heads behind them.
 
 CONFIG is a file, or a name like mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py of an installed package. Weights are
 the released ones of lowest ImageNet error that fit, with the normalisation of images that they expect; teachers stay.

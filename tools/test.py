@@ -43,7 +43,7 @@ def parse_args():
         const='default',
         metavar='flip|ten-crop',
         help="test-time augmentation: the config's, or flipping; ten-crop averages a classifier's softmax scores of "
-        'the corners and the centre of an image and of its mirror image',
+        'the corners and the centre of an image and of its mirror image; put it after config and checkpoint',
     )
     parser.add_argument(
         '--fuse-conv-bn', action='store_true', help='fold batch norms into the convolutions before them: a bit faster'

@@ -100,7 +100,8 @@ def gate_layers(model: nn.Module, names: Sequence[str] | None = None) -> list[Ga
 
     Args:
         model: of any package.
-        names: names or paths of some of them, None for all.
+        names: names or paths of some of them, None for all that see whole images: not those of a detector's shared
+            head, which runs on regions.
 
     Raises:
         InputError: the model has no SE layer, or none of a given name.
@@ -112,7 +113,7 @@ def gate_layers(model: nn.Module, names: Sequence[str] | None = None) -> list[Ga
     uses = Counter(paper.values())
     layers = [GateLayer(paper[path] if uses[paper.get(path)] == 1 else path, path, source) for path, source in found]
     if names is None:
-        return layers
+        return [layer for layer in layers if not re.search(r'(^|\.)roi_head\.', layer.path)]
     known = {key: layer for layer in layers for key in (layer.path, layer.name)}
     if unknown := [name for name in names if name not in known]:
         raise InputError(f'{unknown[0]} is no SE layer: choose of {", ".join(layer.name for layer in layers)}')

@@ -62,7 +62,9 @@ def shared_heads(model: dict) -> Iterator[tuple[tuple, dict, tuple]]:
     """Path and config of every plain shared head beside a backbone that has an SE twin, and path of that backbone."""
     for path, _ in backbones(model):
         *above, name = path
-        head = ((_at(model, above) if name == 'backbone' else {}).get('roi_head') or {}).get('shared_head')
+        detector = _at(model, above) if name == 'backbone' else {}
+        roi_head = detector.get('roi_head')
+        head = roi_head.get('shared_head') if isinstance(roi_head, dict) else None
         if isinstance(head, dict) and _name(head) in SHARED_HEADS:
             yield (*above, 'roi_head', 'shared_head'), head, path
 
@@ -99,6 +101,14 @@ def _fitting(arguments: dict) -> dict:
     arguments['stem_channels'] = arguments['stem_channels'] or arguments['base_channels']
     arguments['expansion'] = arguments['expansion'] or block.expansion
     return {key: arguments[key] for key in FITTING}
+
+
+def _have_units_of(head: dict, backbone: dict) -> bool:
+    """Whether a backbone with SE has the units of a shared head, which are those of an ordinary ResNet."""
+    if _name(backbone) != 'SEResNet':
+        return False
+    ordinary, has = _fitting(dict(type='SEResNet', depth=head['depth'])), _fitting(backbone)
+    return all(has[key] == ordinary[key] for key in ('depth', 'avg_down', 'base_channels', 'expansion'))
 
 
 def weights_for(backbone: dict) -> dict | None:
@@ -219,28 +229,38 @@ class _Twin:
         self._warn_of_small_batches(name, {**dict(norm_eval=True), **complete, **change})
 
     def change_shared_head(self, path: tuple, plain: dict, backbone: tuple) -> None:
-        """Change the plain shared head at ``path``, which continues the backbone at another path, as that one."""
-        of_backbone = _at(self.changes, backbone)
+        """Change the plain shared head at ``path``; it goes on where the backbone, at another path, ends."""
+        name, before, after = '.'.join(map(str, path)), _at(self.cfg, backbone), _at(self.changes, backbone)
+        self._drop_weights_of_parents(path, first=len(backbone))
         change = dict(SHARED_HEADS[_name(plain)])
-        if 'se_cfg' in of_backbone:
-            change['se_cfg'] = of_backbone['se_cfg']
+        if 'se_cfg' in after:
+            change['se_cfg'] = after['se_cfg']
         if 'pretrained' in plain:
             change['pretrained'] = None
-        if weights := of_backbone.get('init_cfg'):
-            style = of_backbone.get('style', _at(self.cfg, backbone).get('style', 'pytorch'))
+        weights = after.get('init_cfg')
+        if weights and _have_units_of(plain, {**before, **after}):
+            style = {'style': 'pytorch', **before, **after}['style']
             if style != plain.get('style', 'pytorch'):
                 change['style'] = style
             change['init_cfg'] = dict(type='Pretrained', checkpoint=weights['checkpoint'])
             if 'init_cfg' in plain:
                 change['init_cfg']['_delete_'] = True
+            if not is_pretrained(plain.get('init_cfg')) and not plain.get('pretrained'):
+                self.warnings.append(f'{name} starts from {weights["checkpoint"]}; without SE, it starts at random')
         else:
-            self._start_at_random('.'.join(path), dict(frozen_stages=-1, **plain), change, None)
+            why = f'{weights["checkpoint"]} has other units' if weights else None
+            self._start_at_random(name, dict(frozen_stages=-1, **plain), change, why)
         self._set(path, change)
 
-    def _drop_weights_of_parents(self, path: tuple) -> bool:
-        """Leave out weights without SE that parts around a backbone would load into it; whether there are any."""
+    def _drop_weights_of_parents(self, path: tuple, first: int = 1) -> bool:
+        """Leave out weights without SE that parts around a module would load into it; whether there are any.
+
+        Args:
+            path: of the module.
+            first: number of keys of the outermost part's path.
+        """
         found = False
-        for end in range(1, len(path)):
+        for end in range(first, len(path)):
             owner = _at(self.cfg, path[:end])
             if owner.get('pretrained'):  # mmsegmentation hands it to the backbone
                 self._set(path[:end], dict(pretrained=None))

@@ -28,7 +28,7 @@ class Cutout(BaseTransform):
     """
 
     def __init__(self, size: int, fill: float | Sequence[float]) -> None:
-        if not isinstance(size, int) or size < 1:
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise InputError(f'Cutout: size={size!r}: choose a whole number from 1')
         self.size, self.fill = size, fill
 

@@ -159,7 +159,7 @@ def check_normalisation(report: LoadReport, images: dict | None, path: str) -> N
 def check_frozen(cfg: Config, model: nn.Module) -> None:
     """Refuse residual backbones whose frozen layers or batch norms no weights are given for.
 
-    Backbones of this package are looked at, and the ResNets of mmdet and mmpretrain.
+    Backbones of this package are looked at, the ResNets of mmdet and mmpretrain, and shared heads.
 
     Raises:
         InputError: with the options that let all layers learn.
@@ -167,7 +167,7 @@ def check_frozen(cfg: Config, model: nn.Module) -> None:
     modules, parts = dict(model.named_modules()), dict(config_parts(cfg.model, 'model'))
     for name, module in modules.items():
         kinds = [cls.__name__ for cls in type(module).__mro__]
-        if not isinstance(module, Backbone) and 'ResNet' not in kinds:
+        if not isinstance(module, Backbone) and not {'ResNet', 'ResLayer'} & set(kinds):
             continue
         above = [modules[name[:i]] for i, char in enumerate(name) if char == '.']
         if any(is_pretrained(getattr(part, 'init_cfg', None)) for part in (model, *above, *module.modules())):

@@ -93,7 +93,20 @@ def roi_pool_forward(
     It is not torchvision's, which rounds a RoI to whole pixels before it is divided: mmcv rounds each bin.
     """
     argmax.fill_(-1)
-    rois = wide(rois)
+    for start in range(0, len(rois), 32):  # the largest RoI decides how much memory they take
+        part = slice(start, start + 32)
+        _roi_pool(input, wide(rois[part]), output[part], argmax[part], pooled_height, pooled_width, spatial_scale)
+
+
+def _roi_pool(
+    input: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+) -> None:
     pooled = rois.new_tensor([pooled_height, pooled_width])
     start = rois[:, [2, 1]] * spatial_scale
     size = (rois[:, [4, 3]] + 1) * spatial_scale - start
@@ -104,17 +117,17 @@ def roi_pool_forward(
     high = edges[:, 1:].ceil().clamp(min=0).minimum(limits).long()
     wide_enough = (size > 0).all(1)
     height, width = input.shape[2:]
-    pixels = input.transpose(0, 1).flatten(1)  # (C, N H W)
+    pixels = input.permute(0, 2, 3, 1).flatten(0, 2)  # (N H W, C)
     before = rois[:, :1].long() * height * width  # pixels of the images before a RoI's, (R, 1)
     for row in range(pooled_height):
         rows = _pixels_of_bin(low[:, row, 0], high[:, row, 0])  # (R, h)
         for column in range(pooled_width):
             columns = _pixels_of_bin(low[:, column, 1], high[:, column, 1])  # (R, w)
             places = (rows[:, :, None] * width + columns[:, None]).flatten(1)  # (R, h w)
-            best, index = pixels[:, before + places].max(2)  # (C, R)
+            best, index = pixels[before + places].max(1)  # (R, C)
             full = wide_enough & (low[:, row, 0] < high[:, row, 0]) & (low[:, column, 1] < high[:, column, 1])
-            output[full, :, row, column] = best.t()[full]
-            argmax[full, :, row, column] = places.gather(1, index.t())[full].to(argmax.dtype)
+            output[full, :, row, column] = best[full]
+            argmax[full, :, row, column] = places.gather(1, index)[full].to(argmax.dtype)
 
 
 def _pixels_of_bin(low: Tensor, high: Tensor) -> Tensor:

@@ -174,16 +174,14 @@ def misfits(model: nn.Module, expected: dict) -> list[str]:
     """What to set in the config of a residual network so that it fits weights.
 
     Args:
-        model: a SEResNet, SEResNeXt or SENet, whose own arguments are read from its tensors, or a SEResLayer. Of other
-            networks nothing is known.
+        model: a SEResNet, SEResNeXt or SENet, whose own arguments are read from its tensors. Of other networks
+            nothing is known.
         expected: arguments that the weights need, see :func:`arguments_of`; ``style`` and ``stem_pool_ceil_mode``
             besides, if known.
 
     Returns:
         Texts such as ``'depth=101 (is 50)'``, all that it takes; empty if the network fits.
     """
-    if isinstance(model, SEResLayer):
-        return _misfits_of_stage(model, expected)
     if not isinstance(model, SEResNet):
         return []
     actual = dict(arguments_of(model.state_dict()), style=model.style, stem_pool_ceil_mode=model.maxpool.ceil_mode)
@@ -210,31 +208,57 @@ def misfits(model: nn.Module, expected: dict) -> list[str]:
     return changes
 
 
-def _misfits_of_stage(head: SEResLayer, expected: dict) -> list[str]:
-    """:func:`misfits` of a shared head, which has the units of one stage and no others."""
-    if expected['type'] == 'SENet':  # whose units no shared head has
+def misfits_of_stage(head: SEResLayer, tensors: dict[str, Tensor], expected: dict) -> list[str]:
+    """:func:`misfits` of a shared head, which has the units of one stage and no others.
+
+    Args:
+        head: the shared head.
+        tensors: of a residual network, with the names of this package.
+        expected: see :func:`misfits`.
+    """
+    prefix = f'{head.stage_names[0]}.'
+    parts = ({n: t for n, t in named.items() if n.startswith(prefix)} for named in (tensors, head.state_dict()))
+    given, own = ({name.replace(prefix, 'layer1.', 1): tensor for name, tensor in part.items()} for part in parts)
+    try:
+        needed, has = (_of_first_stage(part, head.stage) for part in (given, own))
+    except (IndexError, KeyError):  # parts of the stage are missing
         return []
-    block, _ = head.arch_settings[head.depth]
-    actual = dict(
-        depth=head.depth,
-        base_channels=head.base_channels,
-        expansion=None if head.expansion == block.expansion else head.expansion,
-        groups=head.groups,
-        base_width=head.base_width,
-        avg_down=head.avg_down,
-        style=head.style,
-        deploy=head.deployed,
-        with_se=head.with_se[0],
-        se_ratio=head.se_cfg['ratio'],
-        se_cfg={key: head.se_cfg[key] for key in ('divisor', 'variant', 'bias') if key in head.se_cfg},
+    changes = []
+    if expected['depth'] not in (None, head.depth):  # also where the units of both are alike
+        changes.append(f'depth={expected["depth"]} (is {head.depth})')
+    elif needed['widths'] != has['widths'] and expected['stage_channels']:
+        number = head.stage + 1
+        changes.append(f'stage_channels={expected["stage_channels"][: number + 1]}')
+        changes.append(f'mid_channels={expected["mid_channels"][:number]}')
+    elif needed['widths'] != has['widths']:
+        changes += _different(needed, has, ('base_channels', 'expansion', 'groups', 'base_width'))
+    if not any(expected['with_se']):  # SE starts afresh beside a plain network's weights
+        needed['with_se'] = has['with_se']
+    changes += _different(needed, has, ('avg_down', 'with_se', 'se_ratio', 'se_cfg', 'deploy'))
+    style = expected.get('style', head.style)
+    return changes + _different(dict(style=style), dict(style=head.style), ('style',))
+
+
+def _of_first_stage(tensors: dict[str, Tensor], stage: int) -> dict:
+    """:func:`arguments_of` a stage of which the tensors are named as the first stage's, and ``widths`` of its convs."""
+    found = arguments_of(tensors)
+    block, _ = SEResNet.arch_settings[50 if 'layer1.0.conv3.weight' in tensors else 18]
+    groups = found.get('groups', 1)
+    convs = (name for name in sorted(tensors) if re.search(r'\.conv\d\.weight$', name))
+    return dict(
+        found,
+        widths=[tuple(tensors[name].shape[:2]) for name in convs],
+        base_channels=found['base_channels'] // 2**stage,
+        expansion=found['expansion'] or block.expansion,
+        groups=groups,
+        base_width=found['base_width'] // 2**stage if groups > 1 else 4,
+        with_se=found['with_se'][0],
     )
-    with_se = expected['with_se'][head.stage : head.stage + 1]
-    needed = {'groups': 1, **expected, 'with_se': with_se[0] if with_se else False}
-    ignored = {'base_width'} if needed['groups'] == 1 else set()
-    ignored |= {'depth'} if needed['depth'] is None else set()  # no whole network: its tensors are compared
-    ignored |= set() if needed['with_se'] else {'with_se', 'se_ratio', 'se_cfg'}  # SE starts afresh then
+
+
+def _different(needed: dict, has: dict, keys: tuple[str, ...]) -> list[str]:
     return [
-        f'{key}={needed[key]!r} (is {has!r})'
-        for key, has in actual.items()
-        if key in needed and key not in ignored and needed[key] != has
+        f'{key}={needed[key]!r} (is {has[key]!r})'
+        for key in keys
+        if key in needed and key in has and needed[key] != has[key]
     ]

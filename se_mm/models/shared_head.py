@@ -6,12 +6,30 @@ first version: the fourth stage of units stands behind the pooling of regions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
 from se_mm.registry import MODELS
 
 from .resnet import SEResNet, SEResNeXt
+
+# Arguments of backbones that a stage alone has no use for.
+OF_BACKBONES = (
+    'in_channels',
+    'stem_channels',
+    'deep_stem',
+    'stem_pool_ceil_mode',
+    'num_stages',
+    'strides',
+    'dilations',
+    'out_indices',
+    'frozen_stages',
+    'stage_with_dcn',
+    'contract_dilation',
+    'multi_grid',
+)
 
 
 @MODELS.register_module()
@@ -22,8 +40,8 @@ class SEResLayer(SEResNeXt):
     whole backbones, of which the stage is loaded.
 
     Args:
-        depth: of the network: 18, 34, 50, 101 or 152.
-        stage: which of its stages, from 0 (the first one, which follows the stem's pool, is no choice).
+        depth: of the network, see :class:`SEResNet`.
+        stage: which of its stages: 1, 2 or 3, from 0.
         stride: of the stage's first unit.
         dilation: of the stage's 3x3 convolutions.
         groups: see :class:`SEResNeXt`; 1 for SE-ResNet.
@@ -32,10 +50,11 @@ class SEResLayer(SEResNeXt):
         zero_init_residual: see :class:`SEResNet`; off, as in mmdet's ResLayer.
         extra_norm: a norm after the last unit, as in mmpretrain's ResLayerExtraNorm.
         **kwargs: arguments of :class:`SEResNeXt` that units have: ``style``, ``norm_cfg``, ``norm_eval``, ``with_cp``,
-            ``se_ratio`` and so on.
+            ``se_ratio`` and so on. ``stage_channels`` and ``mid_channels`` have entries for the stages before, too.
 
     Raises:
         ValueError: an argument is outside its choices, which the message names.
+        TypeError: an argument belongs to the backbone alone.
     """
 
     arch_settings = SEResNet.arch_settings
@@ -48,13 +67,18 @@ class SEResLayer(SEResNeXt):
         dilation: int = 1,
         groups: int = 1,
         dcn: dict | None = None,
-        with_se: bool | list[bool] = True,
+        with_se: bool | Sequence[bool] = True,
         zero_init_residual: bool = False,
         extra_norm: bool = False,
         **kwargs,
     ) -> None:
         if stage not in (1, 2, 3):
             raise ValueError(f'stage={stage!r}: choose 1, 2 or 3')
+        if others := [key for key in OF_BACKBONES if key in kwargs]:
+            raise TypeError(f'a shared head has no argument {others[0]}, which belongs to the backbone')
+        _, blocks = self.arch_settings.get(depth, (None, None))
+        if blocks and isinstance(with_se, Sequence) and len(with_se) != blocks[stage]:
+            raise ValueError(f'with_se={tuple(with_se)} needs {blocks[stage]} entries, or one value for all')
         before = (False,) * stage
         super().__init__(
             depth,
@@ -73,6 +97,8 @@ class SEResLayer(SEResNeXt):
         self._keep_last_stage()
         if extra_norm:
             self.norm = build_norm_layer(self.norm_cfg, self.feat_dim)[1]
+        if self.deployed:
+            self.eval().requires_grad_(False)
 
     def _keep_last_stage(self) -> None:
         """Drop what runs before the regions are pooled: that is the backbone's."""

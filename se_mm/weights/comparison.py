@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import nn
 
 from se_mm.models import SEResLayer
-from se_mm.models.architecture import arguments_of, is_residual, misfits
+from se_mm.models.architecture import arguments_of, is_residual, misfits, misfits_of_stage
 from se_mm.utils import InputError
 
 from .recognition import Weights
@@ -18,6 +18,7 @@ OWN_PARTS = re.compile(r'conv_offset|num_batches_tracked')
 # Parts that no backbone has.
 HEADS = re.compile(r'(head|fc|classifier|neck|last_linear|out|output|proj\w*)\.')
 CONVOLUTION = re.compile(r'(^|\.)conv\d?\.weight$|^stem\.[06]\.weight$')
+STEM = re.compile(r'(conv|bn|gn|in|ln|norm)1\.|stem\.')
 STAGE = re.compile(r'(layer|stage)\d+\.')
 
 
@@ -78,7 +79,16 @@ def compare(weights: Weights, model: nn.Module) -> Comparison:
     changes = []
     # Names that stay as they are may be of any network: only their tensors are compared.
     if weights.format.anchors and is_residual(given):
-        changes = misfits(model, expected_arguments(weights))
+        expected = expected_arguments(weights)
+        if not isinstance(model, SEResLayer):
+            changes = misfits(model, expected)
+        elif expected['type'] == 'SENet':
+            raise InputError(
+                f'checkpoint {weights.source} is of SENet-154, whose units no shared head has: give weights of '
+                'SE-ResNet or SE-ResNeXt'
+            )
+        else:
+            changes = misfits_of_stage(model, given, expected)
 
     fresh = [name for name in own if name not in given]
     surplus = [name for name in given if name not in own]
@@ -91,7 +101,7 @@ def compare(weights: Weights, model: nn.Module) -> Comparison:
         return bool(beside or OWN_PARTS.search(name) or fresh_se or _is_of_plugin(model, name))
 
     def may_be_left(name: str) -> bool:
-        elsewhere = (stage_alone or STAGE.match(name)) and not name.startswith(stages)
+        elsewhere = (STAGE.match(name) or stage_alone and STEM.match(name)) and not name.startswith(stages)
         return bool(HEADS.match(name) or name.endswith('num_batches_tracked') or elsewhere)
 
     beside = [name.removeprefix(weights.prefix) for name in weights.left_over if name.startswith(weights.prefix)]

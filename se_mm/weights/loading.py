@@ -160,7 +160,7 @@ def _check(found: Comparison, weights: Weights, model: nn.Module, checkpoint: st
         raise InputError(
             f'checkpoint {checkpoint} does not fit this {name}: of its {own} tensors {examples(found.missing)} are '
             f'missing, {examples(found.shapes)} have another shape; {examples(found.unexpected)} of the checkpoint '
-            'have no place. Check type, depth and the other arguments of the backbone, or allow it with '
+            'have no place. Check type, depth and the other arguments, or allow it with '
             'init_cfg.strict=False (other shapes are never allowed)'
         )
     if lost:

@@ -11,7 +11,7 @@ from torch import nn
 
 from se_mm.analysis.gate_figures import PAPER
 from se_mm.analysis.gates import GateRecorder, ReplacedGates, gate_layers
-from se_mm.models import SEResNet, SEResNetCIFAR, SEShakeShake
+from se_mm.models import SEResLayer, SEResNet, SEResNetCIFAR, SEShakeShake
 from se_mm.utils import InputError
 
 
@@ -134,6 +134,12 @@ def test_names_are_those_of_the_papers():
     assert (cifar[0].name, cifar[0].path) == ('SE_2_1', 'stage1.0.se_layer') and cifar[-1].name == 'SE_4_3'
     shake = gate_layers(SEShakeShake(dict(blocks=2, width=16, groups=None, even=False)))
     assert [layer.name for layer in shake] == [f'SE_{stage}_{unit}' for stage in (2, 3, 4) for unit in (1, 2)]
+    c4 = nn.ModuleDict(
+        dict(backbone=SEResNet(18, base_channels=16, num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1)))
+    )
+    c4['roi_head'] = nn.ModuleDict(dict(shared_head=SEResLayer(18, base_channels=16)))
+    assert [layer.name for layer in gate_layers(c4)] == [f'SE_{stage}_{unit}' for stage in (2, 3, 4) for unit in (1, 2)]
+    assert gate_layers(c4, ['SE_5_1'])[0].path == 'roi_head.shared_head.layer4.0.se_layer'
     assert gate_layers(timm.create_model('seresnet18'))[0].name == 'SE_2_1'
     two = nn.ModuleDict(dict(a=SEResNet(18, base_channels=16), b=SEResNet(18, base_channels=16)))
     assert gate_layers(two)[0].name == gate_layers(two)[0].path == 'a.layer1.0.se_layer'

@@ -51,7 +51,7 @@ def detector(path, score_thr, **changes):
     if path == C4:
         cfg.model.backbone = dict(TINY, num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(2,))
         cfg.model.rpn_head.update(in_channels=32, feat_channels=32)
-        shared_head = dict(type='se_mm.SEResLayer', depth=18, base_channels=8, stem_channels=8, se_ratio=4)
+        shared_head = dict(type='se_mm.SEResLayer', depth=18, base_channels=8, se_ratio=4)
         cfg.model.roi_head.update(shared_head=shared_head)
         cfg.model.roi_head.bbox_roi_extractor.out_channels = 32
         cfg.model.roi_head.bbox_head.update(in_channels=64, num_classes=3)

@@ -131,7 +131,11 @@ def test_shared_heads_continue_the_backbone(path, checkpoint, expected):
     changes, warnings, cfg = changed(folder / path)
     init_cfg = dict(type='Pretrained', checkpoint=checkpoint, **expected)
     extra = dict(extra_norm=True) if path.startswith('byol') else {}
-    assert warnings == [] and changes['model']['backbone']['init_cfg']['checkpoint'] == checkpoint
+    at_random = [f'model.roi_head.shared_head starts from {checkpoint}; without SE, it starts at random']
+    assert (
+        warnings == (at_random if extra else [])
+        and changes['model']['backbone']['init_cfg']['checkpoint'] == checkpoint
+    )
     assert changes['model']['roi_head'] == dict(shared_head=dict(type='se_mm.SEResLayer', init_cfg=init_cfg, **extra))
     backbone, head = cfg.model.backbone, cfg.model.roi_head.shared_head
     assert backbone.style == head.style and backbone.depth == head.depth
@@ -146,10 +150,27 @@ def test_a_shared_head_follows_a_backbone_of_another_style_or_at_random():
     options = dict(init_cfg=None, norm_eval=False, se_cfg=dict(variant='bump'))
     assert head == dict(type='se_mm.SEResLayer', **options)
     assert any(warning.startswith('model.roi_head.shared_head starts at random') for warning in warnings)
-    changes, _, cfg = changed(path, 'timm://seresnet50.ra2_in1k')
+    _, _, cfg = changed(path, 'timm://seresnet50.ra2_in1k')
     assert cfg.model.roi_head.shared_head.style == cfg.model.backbone.style == 'pytorch'
     with pytest.raises(InputError, match='its model has no backbone of type ResNet, ResNetV1c'):
         changed(MMDET / 'tridentnet' / 'tridentnet_r50-caffe_1x_coco.py')
+
+
+def test_shared_heads_of_other_units_and_other_places(tmp_path):
+    weights = dict(type='Pretrained', checkpoint='a.pth')
+    head = dict(type='ResLayer', depth=50, norm_eval=False, init_cfg=weights)
+    roi_head = dict(type='StandardRoIHead', shared_head=head, init_cfg=weights)
+    backbone = dict(type='ResNetV1d', depth=152, init_cfg=weights)
+    changes, warnings, _ = changed(written(tmp_path, dict(backbone=backbone, roi_head=roi_head), default_scope='mmdet'))
+    assert changes['model']['backbone']['init_cfg']['checkpoint'] == 'timm://seresnet152d.ra2_in1k'
+    assert changes['model']['roi_head'] == dict(init_cfg=None, shared_head=dict(type='se_mm.SEResLayer', init_cfg=None))
+    assert warnings[-2:] == [
+        'model.roi_head.init_cfg: its checkpoint is of the model without SE and left out',
+        'model.roi_head.shared_head starts at random weights, timm://seresnet152d.ra2_in1k has other units',
+    ]
+    lists = dict(backbone=dict(type='ResNet', depth=50), roi_head=[dict(type='CoStandardRoIHead')])
+    changes, _, _ = changed(written(tmp_path, lists, default_scope='mmdet'))
+    assert set(changes['model']) == {'backbone'}
 
 
 def test_parts_of_trackers_are_found_and_teachers_stay():

@@ -3,10 +3,13 @@ import json
 import shutil
 
 import pytest
+from mmdet.datasets import CocoDataset
 from mmengine.logging import MMLogger
 
+from conftest import CONFIGS
 from se_mm.datasets.checks import check_dataset
 from se_mm.utils import InputError
+from se_mm.utils.config import load_config, use_scope
 
 CLASSES = ('circle', 'square', 'triangle')
 
@@ -246,3 +249,25 @@ def test_json_that_python_refuses(root, path):
     path.mkdir()
     with pytest.raises(InputError, match='train.json is a folder or a pipe'):
         check(root)
+
+
+def test_data_of_coco_2014(root, tmp_path, monkeypatch):
+    """As the data set's archives unpack, and with a photograph lost."""
+    monkeypatch.chdir(tmp_path)
+    cfg = load_config(CONFIGS / 'faster_rcnn_c4' / 'faster_rcnn_c4_se_r50_coco2014.py')
+    use_scope(cfg)
+    coco = tmp_path / 'data' / 'coco'
+    (coco / 'annotations').mkdir(parents=True)
+    for split in ('train', 'val'):
+        (coco / f'{split}2014').mkdir()
+        content = json.loads((root / 'annotations' / f'{split}.json').read_text())
+        content['categories'] = [dict(id=i, name=name) for i, name in enumerate(CocoDataset.METAINFO['classes'], 1)]
+        for image in content['images']:
+            name = f'COCO_{split}2014_{image["id"]:012}.png'
+            shutil.copy(root / split / image['file_name'], coco / f'{split}2014' / name)
+            image['file_name'] = name
+        (coco / 'annotations' / f'instances_{split}2014.json').write_text(json.dumps(content))
+        assert check_dataset(cfg[f'{split}_dataloader'].dataset, True)[0] == 80
+    (coco / 'val2014' / name).unlink()
+    with pytest.raises(InputError, match=f'val2014/{name}'):
+        check_dataset(cfg.test_dataloader.dataset)

@@ -6,14 +6,12 @@ from pathlib import Path
 import mmdet
 import pytest
 import torch
-from mmdet.datasets import CocoDataset
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 from conftest import CONFIGS, TOOLS
 from se_mm.datasets.checks import check_dataset
 from se_mm.engine import check_config
-from se_mm.engine.checks import check_data
 from se_mm.engine.weight_checks import check_frozen, check_pretrained
 from se_mm.utils import InputError
 from se_mm.utils.config import build_model, load_config, use_scope
@@ -318,29 +316,6 @@ def test_group_norms_are_never_frozen(root):
         ),
         training=True,
     )
-
-
-def test_data_of_coco_2014(root, tmp_path, monkeypatch):
-    """As the data set's archives unpack, and with a photograph lost."""
-    monkeypatch.chdir(tmp_path)
-    use_scope(cfg := load_config(CONFIGS / 'faster_rcnn_c4' / 'faster_rcnn_c4_se_r50_coco2014.py'))
-    classes, coco = CocoDataset.METAINFO['classes'], tmp_path / 'data' / 'coco'
-    (coco / 'annotations').mkdir(parents=True)
-    for split in ('train', 'val'):
-        (coco / f'{split}2014').mkdir()
-        content = json.loads((root / 'annotations' / f'{split}.json').read_text())
-        content['categories'] = [dict(id=i, name=name) for i, name in enumerate(classes, 1)]
-        for image in content['images']:
-            name = f'COCO_{split}2014_{image["id"]:012}.png'
-            shutil.copy(root / split / image['file_name'], coco / f'{split}2014' / name)
-            image['file_name'] = name
-        (coco / 'annotations' / f'instances_{split}2014.json').write_text(json.dumps(content))
-    check_data(cfg, ('train', 'val', 'test'))
-    lost = coco / 'val2014' / name
-    lost.unlink()
-    with pytest.raises(InputError) as error:
-        check_data(cfg, ('train', 'val'))
-    assert_words(str(error.value), 'val2014', lost.name)
 
 
 def test_backbones_that_have_to_be_trained_first(root, tmp_path, monkeypatch):

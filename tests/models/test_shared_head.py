@@ -15,7 +15,7 @@ from torch import nn
 
 from conftest import CONFIGS
 from se_mm.conversion import timm_state, twin_config
-from se_mm.models import SELayer, SEResLayer, SEResNet, SEResNeXt
+from se_mm.models import SELayer, SENet, SEResLayer, SEResNet, SEResNeXt
 from se_mm.utils import InputError
 from se_mm.weights import load_backbone, recognise
 
@@ -126,7 +126,7 @@ def test_loads_its_stage_of_a_backbones_checkpoint(backbones, name, kwargs):
 
 
 def test_weights_that_do_not_fit(backbones, tmp_path):
-    (network, plain), (_, grouped) = backbones['SEResNet'], backbones['SEResNeXt']
+    (plain_network, plain), (_, grouped) = backbones['SEResNet'], backbones['SEResNeXt']
     for path, kwargs, words in (
         (plain, dict(depth=34), 'set depth=18 (is 34)'),
         (plain, dict(depth=18, se_ratio=8), 'set se_ratio=16 (is 8)'),
@@ -135,24 +135,55 @@ def test_weights_that_do_not_fit(backbones, tmp_path):
         (plain, dict(depth=50), 'set depth=18 (is 50)'),
         (grouped, dict(depth=50), 'set groups=4 (is 1)'),
         (grouped, dict(depth=50, groups=4), 'set base_width=8 (is 4)'),
+        (grouped, dict(depth=101, groups=4, base_width=8), 'set depth=50 (is 101)'),
+        (plain, dict(depth=18, base_channels=32), 'set base_channels=64 (is 32)'),
+        (plain, dict(depth=18, avg_down=True), 'set avg_down=False (is True)'),
     ):
         with pytest.raises(InputError) as error:
             load_backbone(SEResLayer(**kwargs), str(path))
         assert words in str(error.value)
-    three = {k: v for k, v in network.state_dict().items() if not k.startswith('layer4.')}
+    three = {k: v for k, v in plain_network.state_dict().items() if not k.startswith('layer4.')}
     torch.save(dict(state_dict=three), tmp_path / 'three.pth')
     with pytest.raises(InputError, match=r'of its \d+ tensors \d+ \(layer4\.0\.conv1\.weight, .* are missing'):
         load_backbone(SEResLayer(18), str(tmp_path / 'three.pth'))
-    no_se = {k: v for k, v in network.state_dict().items() if 'se_layer' not in k}
+    for kwargs in (dict(se_cfg=dict(variant='standard', bias=True)), dict(se_cfg=dict(divisor=2))):  # written defaults
+        load_backbone(SEResLayer(18, **kwargs), str(plain))
+    odd, pruned, unfit = (
+        SEResNet(18, se_ratio=48),
+        SEResNet(18, stage_channels=(64, 64, 128, 250, 500), with_se=(True, True, True, False)),
+        SENet(base_channels=8, groups=4, stem_channels=16),
+    )
+    for name, network in (('odd', odd), ('pruned', pruned), ('unfit', unfit)):
+        torch.save(dict(state_dict=network.state_dict()), tmp_path / f'{name}.pth')
+    load_backbone(SEResLayer(18, se_ratio=48), str(tmp_path / 'odd.pth'))
+    fitting = dict(stage_channels=(64, 64, 128, 250, 500), with_se=False)
+    load_backbone(SEResLayer(18, **fitting), str(tmp_path / 'pruned.pth'))
+    with pytest.raises(InputError, match=r'set stage_channels=\[64, 64, 128, 250, 500\], mid_.*, with_se=False'):
+        load_backbone(SEResLayer(18), str(tmp_path / 'pruned.pth'))
+    with pytest.raises(InputError, match='is of SENet-154, whose units no shared head has'):
+        load_backbone(SEResLayer(50), str(tmp_path / 'unfit.pth'))
+    normed = {**plain_network.state_dict(), **SEResLayer(18, extra_norm=True).state_dict()}
+    torch.save(dict(state_dict=normed), tmp_path / 'normed.pth')
+    with pytest.raises(InputError, match=r'4 \(norm.weight, .* have no place'):
+        load_backbone(SEResLayer(18), str(tmp_path / 'normed.pth'))
+    no_se = {k: v for k, v in plain_network.state_dict().items() if 'se_layer' not in k}
     torch.save(dict(state_dict=no_se), tmp_path / 'plain.pth')
     report = load_backbone(SEResLayer(18, extra_norm=True), str(tmp_path / 'plain.pth'), fresh_se='identity')
     assert report.identity and {name.split('.')[0] for name in report.fresh} == {'layer4', 'norm'}
 
 
 def test_choices_are_named():
-    for kwargs, words in ((dict(stage=0), 'stage=0: choose 1, 2 or 3'), (dict(depth=20), 'SEResLayer has no depth 20')):
+    for kwargs, words in (
+        (dict(stage=0), 'stage=0: choose 1, 2 or 3'),
+        (dict(depth=20), 'SEResLayer has no depth 20'),
+        (dict(with_se=(True,)), r'with_se=\(True,\) needs 2 entries'),
+    ):
         with pytest.raises(ValueError, match=words):
             SEResLayer(**dict(dict(depth=18), **kwargs))
+    with pytest.raises(TypeError, match='a shared head has no argument frozen_stages, which belongs to the backbone'):
+        SEResLayer(18, frozen_stages=1)
+    deployed = SEResLayer(18, extra_norm=True, deploy=True)
+    assert not any(module.training for module in deployed.modules())
 
 
 def c4_detectors(name):

@@ -78,7 +78,7 @@ def test_detector_with_pictures(deploy, shapes, tmp_path):
 def test_shared_head_is_deployed_with_the_backbone(deploy, tmp_path):
     (tmp_path / 'c4.py').write_text(
         "_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco.py'\n"
-        'widths = dict(base_channels=8, stem_channels=8, se_ratio=4)\n'
+        'widths = dict(base_channels=8, se_ratio=4)\n'
         "part = dict(widths, depth=18, style='pytorch', norm_cfg=dict(type='BN'), norm_eval=False, init_cfg=None)\n"
         'model = dict(\n'
         "    backbone=dict(part, type='se_mm.SEResNet', frozen_stages=-1),\n"
