@@ -134,9 +134,8 @@ def test_names_are_those_of_the_papers():
     assert (cifar[0].name, cifar[0].path) == ('SE_2_1', 'stage1.0.se_layer') and cifar[-1].name == 'SE_4_3'
     shake = gate_layers(SEShakeShake(dict(blocks=2, width=16, groups=None, even=False)))
     assert [layer.name for layer in shake] == [f'SE_{stage}_{unit}' for stage in (2, 3, 4) for unit in (1, 2)]
-    c4 = nn.ModuleDict(
-        dict(backbone=SEResNet(18, base_channels=16, num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1)))
-    )
+    options = dict(num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(2,))
+    c4 = nn.ModuleDict(dict(backbone=SEResNet(18, base_channels=16, **options)))
     c4['roi_head'] = nn.ModuleDict(dict(shared_head=SEResLayer(18, base_channels=16)))
     assert [layer.name for layer in gate_layers(c4)] == [f'SE_{stage}_{unit}' for stage in (2, 3, 4) for unit in (1, 2)]
     assert gate_layers(c4, ['SE_5_1'])[0].path == 'roi_head.shared_head.layer4.0.se_layer'
