@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from se_mm.models import SELayer
-from se_mm.models.blocks import SEResidual
 from se_mm.models.cifar import PreActBlock
+from se_mm.models.residual import SEResidual
 from se_mm.models.shake import ShakeBlock
 from se_mm.utils import InputError
 

@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from se_mm.registry import MODELS
 
 from .base import Backbone
-from .blocks import SEBasicBlock, check_fused_se
+from .blocks import SEBasicBlock
 from .checks import check_stage_channels, widths_of_units
+from .residual import check_fused_se
 from .se_layer import SELayer
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from se_mm.registry import MODELS
 
 from .base import Backbone
-from .blocks import SEResidual, check_fused_se
+from .residual import SEResidual, check_fused_se
 
 
 class CeilMaxPool(nn.Module):

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from se_mm.registry import MODELS
 
 from .base import Backbone, ConvSE
-from .blocks import SEResidual, check_fused_se
+from .residual import SEResidual, check_fused_se
 
 
 @MODELS.register_module()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from se_mm.registry import MODELS
 
 from .base import Backbone
-from .blocks import SEBasicBlock, SEBottleneck, SENetBottleneck, check_fused_se, check_se_position
+from .blocks import SEBasicBlock, SEBottleneck, SENetBottleneck, check_se_position
 from .checks import (
     check_act_cfg,
     check_block,
@@ -26,6 +26,7 @@ from .checks import (
     checkpoint_init_cfg,
     widths_of_units,
 )
+from .residual import check_fused_se
 
 PLUGIN_POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3')
 
