@@ -133,7 +133,9 @@ def main():
     kept = {key: meta[key] for key in ('dataset_meta', 'epoch', 'iter', 'seed') if key in meta}
     save_weights(model.state_dict(), args.out, kept)
     with written_whole(config) as temporary:
-        temporary.write_text(inherited_config(args.config, config, dict(model=changes)))
+        # not the work dir of the training, whose config may have the same name
+        work_dir = f'./work_dirs/{args.out.stem}_deployed'
+        temporary.write_text(inherited_config(args.config, config, dict(model=changes, work_dir=work_dir)))
     print(f'written: {args.out}, {config}')
 
 

@@ -40,10 +40,9 @@ def parse_args():
         '--tta',
         nargs='?',
         choices=KINDS,
-        const='default',
-        metavar='flip|ten-crop',
+        const='tta',
         help="test-time augmentation: the config's, or flipping; ten-crop averages a classifier's softmax scores of "
-        'the corners and the centre of an image and of its mirror image; put it after config and checkpoint',
+        'the corners and the centre of an image and of its mirror image; put --tta after config and checkpoint',
     )
     parser.add_argument(
         '--fuse-conv-bn', action='store_true', help='fold batch norms into the convolutions before them: a bit faster'
@@ -99,7 +98,8 @@ def main():
         add_visualization(cfg, args)
     tta = merged_views(cfg, args.tta) if args.tta else None
     cfg.load_from = args.checkpoint = str(fetch(args.checkpoint))
-    prefix = str(Path(cfg.work_dir, 'predictions'))
+    views = f'_{args.tta}' if args.tta else ''  # numbers of several views stand in files of their own
+    prefix = str(Path(cfg.work_dir, f'predictions{views}'))
     kinds = save_predictions(cfg, prefix)
     if args.classwise and not kinds:
         raise InputError(f'--classwise: {args.config} has no COCO evaluator')
@@ -130,7 +130,7 @@ def main():
     if is_main_process():
         if kinds:
             metrics = {**metrics, **coco_metrics(runner, kinds, prefix, args.classwise)}
-        path = write_metrics(runner, args.checkpoint, metrics)
+        path = write_metrics(runner, args.checkpoint, metrics, f'metrics{views}.json')
         print_table(metrics)
         print('written:', path)
 

@@ -277,11 +277,13 @@ class _Twin:
             change['init_cfg'] = None
         learning = dict(norm_eval=False, frozen_stages=-1)
         stuck = {k: v for k, v in learning.items() if {'norm_eval': True, **complete}.get(k, v) != v}
+        if (complete.get('norm_cfg') or {}).get('requires_grad') is False:
+            stuck['norm_cfg'] = dict(requires_grad=True)
         change |= stuck
         if why or stuck:
             settings = ', '.join(f'{k}={v}' for k, v in stuck.items())
             reason = f', {why}' if why else ''
-            consequence = f'; with {settings}, or frozen layers would stay at random values' if stuck else ''
+            consequence = f'; the twin sets {settings}, or else frozen layers would never learn' if stuck else ''
             self.warnings.append(f'{name} starts at random weights{reason}{consequence}')
 
     def _start_from(self, checkpoint: str, entry: dict | None, path: tuple, complete: dict, change: dict) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 
 import torch
 from mmengine.config import Config
 from mmengine.dist import is_distributed
+from mmengine.logging import print_log
 from torch import nn
 
 from se_mm.datasets.checks import check_dataset
+from se_mm.models import SEResLayer, SEResNet
 from se_mm.models.base import Backbone
 from se_mm.utils import InputError
 from se_mm.utils.config import build_model, config_parts, leaf_datasets, type_name, use_scope
@@ -49,6 +52,7 @@ def check_config(cfg: Config, *, training: bool, checkpoint: str | None = None, 
         if checkpoint is None:
             check_frozen(cfg, model)
         check_sync_norms(cfg, model)
+        check_shared_heads(model)
     check_data(cfg, ('train', 'val') if training else ('test',), skip_broken)
 
 
@@ -96,6 +100,42 @@ def check_sync_norms(cfg: Config, model: nn.Module) -> None:
         f'SyncBN needs GPUs, and this run has none: set {" ".join(options) or "BN in norm_cfg"} by '
         '--cfg-options, or train in one process without --launcher, where MMEngine takes BN instead'
     )
+
+
+def check_shared_heads(model: nn.Module) -> None:
+    """Refuse a shared head that does not go on where the backbone ends, and warn of one that goes on in another way.
+
+    Raises:
+        InputError: naming the stage, or the stages of the backbone, to set.
+    """
+    for name, detector in model.named_modules():
+        backbone, neck = getattr(detector, 'backbone', None), getattr(detector, 'neck', None)
+        head = getattr(getattr(detector, 'roi_head', None), 'shared_head', None)
+        if head is None or neck is not None or not isinstance(backbone, SEResNet):
+            continue
+        prefix = f'model.{name}'.rstrip('.')
+        path, stages = f'{prefix}.roi_head.shared_head', max(backbone.out_indices) + 1
+        if not isinstance(head, SEResLayer):
+            print_log(
+                f'{path} is a {type(head).__name__}, without SE: write se_mm.SEResLayer for SE in the last stage',
+                logger='current',
+                level=logging.WARNING,
+            )
+        elif stages > 3:
+            raise InputError(
+                f'{path} is the last stage of the network, and {prefix}.backbone has that stage, too: set '
+                f'{prefix}.backbone.num_stages=3, with three strides and dilations, and out_indices=(2,)'
+            )
+        elif head.stage != stages:
+            raise InputError(
+                f'{path}.stage={head.stage} does not follow the {stages} stages of the backbone: set {stages}'
+            )
+        elif head.style != backbone.style:
+            print_log(
+                f"{path}.style={head.style!r}, but the backbone's is {backbone.style!r}: weights need one style",
+                logger='current',
+                level=logging.WARNING,
+            )
 
 
 def check_data(cfg: Config, splits: tuple[str, ...], skip_broken: int = 0) -> None:

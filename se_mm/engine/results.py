@@ -56,13 +56,13 @@ def coco_metrics(runner: Runner, kinds: list[str], prefix: str, classwise: bool)
     return metrics
 
 
-def write_metrics(runner: Runner, checkpoint: str, metrics: dict) -> Path:
-    """Write ``metrics.json`` into the work dir: where the numbers come from, and the numbers."""
+def write_metrics(runner: Runner, checkpoint: str, metrics: dict, name: str = 'metrics.json') -> Path:
+    """Write a file into the work dir: where the numbers come from, and the numbers."""
     cfg, dataset = runner.cfg, runner.test_dataloader.dataset
     metrics = {name: value.tolist() if hasattr(value, 'tolist') else value for name, value in metrics.items()}
     described = {k: cfg.test_dataloader.dataset.get(k) for k in ('data_root', 'ann_file', 'split')}
     described['type'] = type_name(cfg.test_dataloader.dataset)
-    path = Path(runner.work_dir) / 'metrics.json'
+    path = Path(runner.work_dir) / name
     write_json(
         path,
         dict(

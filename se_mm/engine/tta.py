@@ -13,17 +13,17 @@ from se_mm.utils.config import leaf_datasets, type_name
 AVERAGED_SCORES = dict(type='mmpretrain.AverageClsScoreTTA')
 MERGED_BOXES = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
 META_KEYS = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')  # for the boxes
-KINDS = ('default', 'flip', 'ten-crop')
+KINDS = ('flip', 'ten-crop')
 
 
-def merged_views(cfg: Config, kind: str = 'default') -> tuple[list[dict], dict]:
+def merged_views(cfg: Config, kind: str = 'tta') -> tuple[list[dict], dict]:
     """Views of the test images of a detector or a classifier, and how their predictions are merged.
 
     Args:
         cfg: the config, which stays as it is.
         kind: 'flip' for an image and its mirror image; 'ten-crop' for the corners and the centre of both, the centre
             crop being the config's (Krizhevsky et al., ImageNet Classification with Deep Convolutional Neural
-            Networks, section 4.1); 'default' for ``tta_pipeline`` and ``tta_model`` of the config, or flipping.
+            Networks, section 4.1); 'tta' for ``tta_pipeline`` and ``tta_model`` of the config, or flipping.
 
     Returns:
         The pipeline of the test data set, and the config of the model around the config's model. Classifiers average
@@ -41,7 +41,7 @@ def merged_views(cfg: Config, kind: str = 'default') -> tuple[list[dict], dict]:
         pack['meta_keys'], model = META_KEYS, MERGED_BOXES
     flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
     flipped = [*pipeline[:-1], dict(type='TestTimeAug', transforms=[flips, [pack]])]
-    given = cfg if kind == 'default' else {}
+    given = cfg if kind == 'tta' else {}
     return given.get('tta_pipeline') or flipped, given.get('tta_model') or model
 
 

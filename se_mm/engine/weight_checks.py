@@ -177,6 +177,8 @@ def check_frozen(cfg: Config, model: nn.Module) -> None:
             remedies.append('frozen_stages=-1')
         if getattr(module, 'norm_eval', False) and any(isinstance(part, _BatchNorm) for part in module.modules()):
             remedies.append('norm_eval=False')
+        if remedies and (getattr(module, 'norm_cfg', None) or {}).get('requires_grad') is False:
+            remedies.append('norm_cfg.requires_grad=True')
         if remedies:
             path = f'model.{name}'
             if path not in parts:  # its parent gives it another name

@@ -147,7 +147,7 @@ def test_a_shared_head_follows_a_backbone_of_another_style_or_at_random():
     path = MMDET / 'faster_rcnn' / 'faster-rcnn_r50-caffe_c4-1x_coco.py'
     changes, warnings, _ = changed(path, None, 'bump')
     head = changes['model']['roi_head']['shared_head']
-    options = dict(init_cfg=None, norm_eval=False, se_cfg=dict(variant='bump'))
+    options = dict(init_cfg=None, norm_eval=False, se_cfg=dict(variant='bump'), norm_cfg=dict(requires_grad=True))
     assert head == dict(type='se_mm.SEResLayer', **options)
     assert any(warning.startswith('model.roi_head.shared_head starts at random') for warning in warnings)
     _, _, cfg = changed(path, 'timm://seresnet50.ra2_in1k')
@@ -234,7 +234,7 @@ def test_random_weights_never_stay_frozen(tmp_path):
     changes, warnings, _ = changed(path)
     assert changes['model']['backbone'] == dict(type='se_mm.SEResNet', norm_eval=False, frozen_stages=-1)
     assert (
-        'starts at random weights; with norm_eval=False, frozen_stages=-1, or frozen layers would stay at random'
+        'starts at random weights; the twin sets norm_eval=False, frozen_stages=-1, or else frozen layers would never'
         in warnings[0]
     )
 

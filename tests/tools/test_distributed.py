@@ -121,7 +121,7 @@ def test_classifier_trains_and_is_evaluated(run, scenes, free_port, tmp_path):
     ]
     code, output = run(*test, *options)
     assert code == 0, output
-    assert 0 <= json.loads((tmp_path / 'tta' / 'metrics.json').read_text())['metrics']['scene_error/top1'] <= 100
+    assert 0 <= json.loads((tmp_path / 'tta' / 'metrics_tta.json').read_text())['metrics']['scene_error/top1'] <= 100
     test[-2:] = [tmp_path / 'drawn', '--show-dir', 'drawn']
     code, output = run(*test, *options)
     assert code == 0, output

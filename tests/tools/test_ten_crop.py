@@ -42,7 +42,7 @@ def test_scores_are_averaged_over_ten_crops(run, scenes, tmp_path):
     for other in (logits[:, 4].softmax(1), logits.mean(1).softmax(1)):  # the centre alone, the mean of logits
         assert (written - other).abs().max() > 1e-3
     wrong = scores.argmax(1) != torch.cat([sample['gt_label'] for sample in samples])
-    metrics = json.loads((tmp_path / 'work_dirs' / CLASSIFIER.stem / 'metrics.json').read_text())
+    metrics = json.loads((tmp_path / 'work_dirs' / CLASSIFIER.stem / 'metrics_ten-crop.json').read_text())
     assert metrics['metrics']['scene_error/top1'] == pytest.approx(100 * wrong.float().mean().item())
     assert len(samples) == 16
 
