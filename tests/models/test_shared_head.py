@@ -195,7 +195,8 @@ def c4_detectors(name):
         twin.merge_from_dict(twin_config(cfg, weights='none')[0])  # with the normalisation of cfg
     else:
         twin = Config.fromfile(OWN_C4.with_name('faster_rcnn_c4_se_r50_coco2014.py'))
-    part = dict(depth=18, style='pytorch', norm_cfg=dict(type='BN'), norm_eval=True, init_cfg=None)
+    norm_cfg = dict(type='BN', requires_grad=True)
+    part = dict(depth=18, style='pytorch', norm_cfg=norm_cfg, norm_eval=True, init_cfg=None)
     models = []
     for model in (cfg.model, twin.model):
         model.backbone.update(part, frozen_stages=1)
