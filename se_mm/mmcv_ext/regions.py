@@ -95,18 +95,11 @@ def roi_pool_forward(
     argmax.fill_(-1)
     for start in range(0, len(rois), 32):  # the largest RoI decides how much memory they take
         part = slice(start, start + 32)
-        _roi_pool(input, wide(rois[part]), output[part], argmax[part], pooled_height, pooled_width, spatial_scale)
+        _roi_pool(input, wide(rois[part]), output[part], argmax[part], spatial_scale)
 
 
-def _roi_pool(
-    input: Tensor,
-    rois: Tensor,
-    output: Tensor,
-    argmax: Tensor,
-    pooled_height: int,
-    pooled_width: int,
-    spatial_scale: float,
-) -> None:
+def _roi_pool(input: Tensor, rois: Tensor, output: Tensor, argmax: Tensor, spatial_scale: float) -> None:
+    pooled_height, pooled_width = output.shape[2:]
     pooled = rois.new_tensor([pooled_height, pooled_width])
     start = rois[:, [2, 1]] * spatial_scale
     size = (rois[:, [4, 3]] + 1) * spatial_scale - start
