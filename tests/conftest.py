@@ -129,6 +129,8 @@ def retinanet_options(shapes):
         'default_hooks.logger.interval=4',
     ]
     for loader, split in (('train', 'train'), ('val', 'val'), ('test', 'val')):
+        if loader != 'train':
+            options.append(f'{loader}_dataloader.dataset.pipeline.1.scale=(64,64)')
         options += [
             f'{loader}_dataloader.dataset.data_root={shapes}/',
             f'{loader}_dataloader.dataset.ann_file=annotations/{split}.json',

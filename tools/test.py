@@ -41,6 +41,7 @@ def parse_args():
         nargs='?',
         choices=KINDS,
         const='tta',
+        metavar='flip|ten-crop',
         help="test-time augmentation: the config's, or flipping; ten-crop averages a classifier's softmax scores of "
         'the corners and the centre of an image and of its mirror image; put --tta after config and checkpoint',
     )

@@ -13,7 +13,7 @@ from se_mm.utils.config import leaf_datasets, type_name
 AVERAGED_SCORES = dict(type='mmpretrain.AverageClsScoreTTA')
 MERGED_BOXES = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
 META_KEYS = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')  # for the boxes
-KINDS = ('flip', 'ten-crop')
+KINDS = ('tta', 'flip', 'ten-crop')
 
 
 def merged_views(cfg: Config, kind: str = 'tta') -> tuple[list[dict], dict]:

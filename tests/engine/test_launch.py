@@ -119,8 +119,9 @@ def test_model_wrapper_without_gpus():
         ('{}[0]', 1, 'KeyError: 0'),
     ],
 )
-def test_what_is_not_the_programs_fault_is_one_line(run, statement, expected, line):
-    program = f'from se_mm.engine import guard\nwith guard():\n    {statement}'
-    code, output = run(sys.executable, '-c', program)
+def test_what_is_not_the_programs_fault_is_one_line(run, tmp_path, statement, expected, line):
+    program = tmp_path / 'program.py'
+    program.write_text(f'from se_mm.engine import guard\nwith guard():\n    {statement}')
+    code, output = run(sys.executable, program)
     assert code == expected and line in output.splitlines()[-1]
     assert ('Traceback' in output) == ('KeyError' in line)

@@ -21,6 +21,9 @@ def plain_backbones(package):
     for path in sorted(folder.rglob('*.py')):
         if '_base_' in path.parts:
             continue
+        text = path.read_text()
+        if 'backbone' not in text and '_base_/models' not in text:  # it has the backbone of another config
+            continue
         try:
             model = Config.fromfile(path).model.to_dict()
         except Exception:  # configs in other languages, or needing files or packages that are not installed

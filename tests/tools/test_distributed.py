@@ -31,11 +31,12 @@ def data(root, epochs):
 
 def save_weights(run, config, path):
     """Random ones."""
-    script = (
+    script = path.with_name('save_weights.py')
+    script.write_text(
         'import sys, torch; from se_mm.utils.config import *\n'
         'cfg = load_config(sys.argv[1]); use_scope(cfg); torch.save(build_model(cfg).state_dict(), sys.argv[2])'
     )
-    code, output = run(sys.executable, '-c', script, config, path)
+    code, output = run(sys.executable, script, config, path)
     assert code == 0, output
 
 
