@@ -342,13 +342,8 @@ def test_tool_prints_one_line_and_writes_nothing(run, tmp_path, tmp_path_factory
         (['train.py', broken], 'broken.py cannot be read'),
     ):
         tool, *arguments = arguments
-        code, output = run(
-            sys.executable,
-            TOOLS / tool,
-            *arguments,
-            CUDA_VISIBLE_DEVICES='',
-            CXX='no-compiler',
-            fork='--compile' not in arguments,
-        )
+        environment = dict(CUDA_VISIBLE_DEVICES='', CXX='no-compiler')
+        fork = '--compile' not in arguments  # torch reads CXX when it is imported
+        code, output = run(sys.executable, TOOLS / tool, *arguments, **environment, fork=fork)
         assert code == 1 and words in output.strip().splitlines()[-1] and 'Traceback' not in output
     assert not list(tmp_path.iterdir())

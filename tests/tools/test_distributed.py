@@ -136,7 +136,7 @@ def test_detector_with_test_time_augmentation(run, shapes, tmp_path):
     code, output = run(*test, *data(shapes, 1))
     assert code == 0, output
     work = tmp_path / 'work_dirs' / DETECTOR.stem
-    assert json.loads((work / 'metrics.json').read_text())['metrics']['bbox_AP'] is not None
+    assert json.loads((work / 'metrics_tta.json').read_text())['metrics']['bbox_AP'] is not None
     assert list(work.rglob('*.jpg')) or list(work.rglob('*.png'))
 
 
