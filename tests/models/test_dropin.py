@@ -15,7 +15,7 @@ from se_mm.models import SELayer
 
 
 def plain_backbones(package):
-    """How many configs of a package write of plain backbones, and the distinct settings of these, nested ones included."""
+    """How many configs of a package write of plain backbones, and the distinct settings of these, nested ones too."""
     folder = Path(package.__file__).parent / '.mim' / 'configs'
     found, configs = {}, 0
     for path in sorted(folder.rglob('*.py')):
