@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -26,9 +27,18 @@ class Curve(NamedTuple):
 
 
 def mean_curve(runs: Sequence[dict[float, float]]) -> Curve:
-    """Mean and standard deviation at the positions that all runs have."""
-    positions = sorted(set.intersection(*(set(run) for run in runs)))
-    spreads = [spread([run[position] for run in runs]) for position in positions]
+    """Mean and standard deviation of runs where all of them have numbers.
+
+    The positions are those of the run with the fewest points. Other runs are interpolated there: a run that was
+    interrupted logs at other iterations afterwards.
+    """
+    first, last = max(map(min, runs)), min(map(max, runs))
+    positions = [position for position in sorted(min(runs, key=len)) if first <= position <= last]
+    interpolated = []
+    for run in runs:
+        own = sorted(run)
+        interpolated.append(np.interp(positions, own, [run[position] for position in own]).tolist())
+    spreads = [spread(list(values)) for values in zip(*interpolated)]
     return Curve(positions, [s.mean for s in spreads], [s.deviation or 0.0 for s in spreads])
 
 

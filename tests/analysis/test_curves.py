@@ -14,6 +14,8 @@ def test_mean_and_deviation_where_all_runs_have_values():
     assert mean_curve([{1: 2.0, 2: 4.0}]) == ([1, 2], [2.0, 4.0], [0.0, 0.0])
     positions, means, deviations = mean_curve([{2: 4.0, 1: 2.0, 3: 9.0}, {1: 4.0, 2: 4.0}])
     assert (positions, means) == ([1, 2], [3.0, 4.0]) and deviations == pytest.approx([2**0.5, 0.0])
+    shifted = mean_curve([{1: 2.0, 2: 4.0, 3: 6.0}, {1: 2.0, 2.5: 7.0, 3.01: 9.0, 4: 9.0}])  # after an interruption
+    assert shifted.positions == [1, 2, 3] and shifted.means == pytest.approx([2, (4 + 16 / 3) / 2, 7.4804], abs=1e-4)
 
 
 def run_of(*losses, ap=None):
