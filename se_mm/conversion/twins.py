@@ -11,7 +11,7 @@ from se_mm.models import SEResNeXt
 from se_mm.models.architecture import NETWORKS, defaults_of
 from se_mm.models.se_layer import VARIANTS
 from se_mm.utils import InputError
-from se_mm.utils.config import is_pretrained
+from se_mm.utils.config import is_pretrained, type_name
 from se_mm.weights import released
 from se_mm.weights.formats import CAFFE, IMAGENET
 
@@ -65,14 +65,14 @@ def shared_heads(model: dict) -> Iterator[tuple[tuple, dict, tuple]]:
         detector = _at(model, above) if name == 'backbone' else {}
         roi_head = detector.get('roi_head')
         head = roi_head.get('shared_head') if isinstance(roi_head, dict) else None
-        if isinstance(head, dict) and _name(head) in SHARED_HEADS:
+        if isinstance(head, dict) and type_name(head) in SHARED_HEADS:
             yield (*above, 'roi_head', 'shared_head'), head, path
 
 
 def twin_of_shared_head(head: dict) -> dict:
     """The config of a plain shared head with SE, its weights left out."""
     arguments = {k: v for k, v in head.items() if k not in ('init_cfg', 'pretrained')}
-    return {**arguments, **SHARED_HEADS[_name(head)]}
+    return {**arguments, **SHARED_HEADS[type_name(head)]}
 
 
 def twin_backbone(backbone: dict, package: str | None = None) -> dict:
@@ -83,19 +83,14 @@ def twin_backbone(backbone: dict, package: str | None = None) -> dict:
 
 def _left_out(backbone: dict, package: str | None) -> dict:
     """The package's defaults of the arguments that a config leaves out, where those of its twin differ."""
-    own = defaults_of(NETWORKS[_name(twin_type(backbone))])
+    own = defaults_of(NETWORKS[type_name(twin_type(backbone))])
     own['stem_channels'] = backbone.get('base_channels', own['base_channels'])
     defaults = DEFAULTS.get(package, {})
     return {k: v for k, v in defaults.items() if k not in backbone and own.get(k, v) != v}
 
 
-def _name(part: dict) -> str:
-    """The type of a part of a config, without its scope."""
-    return str(part.get('type')).rpartition('.')[2]
-
-
 def _fitting(arguments: dict) -> dict:
-    block, _ = NETWORKS[_name(arguments)].arch_settings[arguments['depth']]
+    block, _ = NETWORKS[type_name(arguments)].arch_settings[arguments['depth']]
     arguments = {**defaults_of(SEResNeXt), **arguments}
     arguments['base_width'] = arguments['width_per_group'] or arguments['base_width']
     arguments['stem_channels'] = arguments['stem_channels'] or arguments['base_channels']
@@ -105,7 +100,7 @@ def _fitting(arguments: dict) -> dict:
 
 def _have_units_of(head: dict, backbone: dict) -> bool:
     """Whether a backbone with SE has the units of a shared head, which are those of an ordinary ResNet."""
-    if _name(backbone) != 'SEResNet':
+    if type_name(backbone) != 'SEResNet':
         return False
     ordinary, has = _fitting(dict(type='SEResNet', depth=head['depth'])), _fitting(backbone)
     return all(has[key] == ordinary[key] for key in ('depth', 'avg_down', 'base_channels', 'expansion'))
@@ -116,7 +111,7 @@ def weights_for(backbone: dict) -> dict | None:
 
     Weights of another rounding of the stem's pool count: the entry's arguments say so.
     """
-    kind = _name(backbone)
+    kind = type_name(backbone)
     fitting = [
         entry
         for entry in released()
@@ -136,7 +131,7 @@ def named_weights(name: str, backbone: dict) -> dict | None:
     entry = next((entry for entry in released() if entry['checkpoint'] == name), None)
     if entry is None:
         return None
-    kind, have = _name(backbone), _fitting(backbone)
+    kind, have = type_name(backbone), _fitting(backbone)
     same_kind = entry['arguments']['type'] == kind
     need = _fitting(entry['arguments']) if same_kind else {}
     different = sorted(key for key, value in need.items() if key != 'style' and value != have[key])
@@ -232,7 +227,7 @@ class _Twin:
         """Change the plain shared head at ``path``; it goes on where the backbone, at another path, ends."""
         name, before, after = '.'.join(map(str, path)), _at(self.cfg, backbone), _at(self.changes, backbone)
         self._drop_weights_of_parents(path, first=len(backbone))
-        change = dict(SHARED_HEADS[_name(plain)])
+        change = dict(SHARED_HEADS[type_name(plain)])
         if 'se_cfg' in after:
             change['se_cfg'] = after['se_cfg']
         if 'pretrained' in plain:

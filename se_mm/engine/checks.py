@@ -116,6 +116,8 @@ def check_shared_heads(model: nn.Module) -> None:
         prefix = f'model.{name}'.rstrip('.')
         path, stages = f'{prefix}.roi_head.shared_head', max(backbone.out_indices) + 1
         if not isinstance(head, SEResLayer):
+            if not any(backbone.with_se):
+                continue
             print_log(
                 f'{path} is a {type(head).__name__}, without SE: write se_mm.SEResLayer for SE in the last stage',
                 logger='current',
@@ -128,7 +130,7 @@ def check_shared_heads(model: nn.Module) -> None:
             )
         elif head.stage != stages:
             raise InputError(
-                f'{path}.stage={head.stage} does not follow the {stages} stages of the backbone: set {stages}'
+                f'{path}.stage={head.stage} does not follow the {stages} stages of the backbone: set stage={stages}'
             )
         elif head.style != backbone.style:
             print_log(

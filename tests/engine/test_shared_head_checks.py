@@ -27,12 +27,13 @@ def test_heads_that_do_not_go_on_where_the_backbone_ends(caplog):
         (
             {},
             dict(stage=2),
-            r'model.roi_head.shared_head.stage=2 does not follow the 3 stages of the backbone: set 3',
+            r'model.roi_head.shared_head.stage=2 does not follow the 3 stages of the backbone: set stage=3',
             None,
         ),
         (whole, {}, r'set model.backbone.num_stages=3, with three strides and dilations, and out_indices=\(2,\)', None),
         ({}, dict(style='caffe'), None, "style='caffe', but the backbone's is 'pytorch'"),
         ({}, dict(type='ResLayer'), None, 'is a ResLayer, without SE: write se_mm.SEResLayer'),
+        (dict(with_se=False), dict(type='ResLayer'), None, None),
     ):
         changed = deepcopy(cfg.model)
         changed.backbone.update(backbone)
