@@ -100,6 +100,7 @@ def test_shared_head_is_deployed_with_the_backbone(deploy, tmp_path):
         expected, found = (part.roi_head.shared_head(x) for part in (model, deployed))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
     assert not any('bn' in name for name in deployed.roi_head.shared_head.state_dict())
+    assert load_config(tmp_path / 'out.py').work_dir == './work_dirs/out_deployed'  # not that of the training
 
 
 def test_answers_of_the_deployed_classifier(deploy, run, pictures, tmp_path):
