@@ -6,18 +6,17 @@ other images (shuffled), of one layer at a time and of all layers from one to th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor, nn
-
-from se_mm.models.base import Backbone
+from torch import nn
 
 from .gate_bank import MEAN, ONE, REPLACEMENTS, Replacer
 from .gate_profile import Share
-from .gates import Batch, GateLayer, ReplacedGates, evaluating
+from .gates import Batch, GateLayer, ReplacedGates, evaluating, gate_layers
+from .shared_prefix import SharedPrefix
 
 if TYPE_CHECKING:  # which needs pycocotools
     from .scores import Score, Worth
@@ -39,58 +38,6 @@ class Case(NamedTuple):
     onwards: bool
 
 
-class Resumable:
-    """A backbone that can go on from the input of one of its blocks, which saves the blocks before.
-
-    Args:
-        backbone: of this project.
-    """
-
-    def __init__(self, backbone: Backbone) -> None:
-        self.backbone = backbone
-        self.blocks = [
-            (i, block)
-            for i, name in enumerate(backbone.stage_names[: max(backbone.out_indices) + 1])
-            for block in getattr(backbone, name)
-        ]
-        self.inputs: list[Tensor] = []
-
-    def place(self, layer: GateLayer) -> int | None:
-        """Number of the block that a layer is in; None if it is in no block."""
-        return next((i for i, (_, block) in enumerate(self.blocks) if layer.source in block.modules()), None)
-
-    def run(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The whole backbone; keeps the input of every block."""
-        self.inputs.clear()
-        x = self.backbone.run_stem(x)
-        return self._go_on(x, 0, keep=True)
-
-    def run_from(self, block: int) -> tuple[Tensor, ...]:
-        """What :meth:`run` returns for the same images, from the kept input of a block."""
-        return self._go_on(self.inputs[block], block, keep=False)
-
-    def _go_on(self, x: Tensor, first: int, keep: bool) -> tuple[Tensor, ...]:
-        outs = {}
-        for number, (stage, block) in enumerate(self.blocks):
-            if number < first:
-                if number + 1 < len(self.blocks) and self.blocks[number + 1][0] != stage:
-                    outs[stage] = self.inputs[number + 1]  # what comes out of a stage goes into the next
-                continue
-            if keep:
-                self.inputs.append(x)
-            x = outs[stage] = block(x)
-        return tuple(outs[stage] for stage in self.backbone.out_indices)
-
-
-@contextmanager
-def _in_place_of_forward(backbone: Backbone, forward: Callable) -> Iterator[None]:
-    backbone.forward = forward
-    try:
-        yield
-    finally:
-        del backbone.forward
-
-
 def cases(layers: Sequence[GateLayer]) -> list[Case]:
     """All that is tried: every layer alone, and all layers from every one onwards."""
     return [
@@ -105,7 +52,7 @@ def cases(layers: Sequence[GateLayer]) -> list[Case]:
 class WorthStudy:
     """Evaluates a network with its own gates and with every replacement, batch by batch.
 
-    Blocks before the first replaced gate are computed once a batch where the backbone is one of this project.
+    Blocks before the first replaced gate are computed once a batch.
 
     Args:
         model: of any package; runs in evaluation mode, and gets its mode back.
@@ -122,9 +69,7 @@ class WorthStudy:
         self.model = model
         self.own: list = []
         self.kept: dict[Case, list] = {case: [] for case in cases(layers)}
-        backbone = getattr(model, 'backbone', model)
-        shared = isinstance(backbone, Backbone) and type(backbone).forward is Backbone.forward
-        self.resumable = Resumable(backbone) if shared else None
+        self.prefix = SharedPrefix(model, gate_layers(model))
 
     def run(self, batches: Iterable[Batch], advance: Callable[[], object] = lambda: None) -> None:
         """Evaluate batches in all ways.
@@ -137,29 +82,19 @@ class WorthStudy:
         with evaluating(self.model), torch.no_grad():
             for batch in batches:
                 self.replacer.batch(batch.numbers)
-                self.own += self.score.keep(self._run_own(batch.inputs))
+                self.own += self.score.keep(self.prefix.run(partial(self.step, batch.inputs)))
                 advance()
                 for case, kept in self.kept.items():
                     kept += self.score.keep(self._run(batch.inputs, case))
                     advance()
-
-    def _run_own(self, inputs: object) -> object:
-        if not self.resumable:
-            return self.step(inputs)
-        with _in_place_of_forward(self.resumable.backbone, self.resumable.run):
-            return self.step(inputs)
+                self.prefix.clear()
 
     def _run(self, inputs: object, case: Case) -> object:
-        names = [layer.name for layer in self.layers]
-        first = names.index(case.layer)
+        first = [layer.name for layer in self.layers].index(case.layer)
         replaced = self.layers[first:] if case.onwards else [self.layers[first]]
         functions = {layer: self.replacer(layer.name, case.replacement) for layer in replaced}
-        block = self.resumable.place(self.layers[first]) if self.resumable else None
         with ReplacedGates(functions):
-            if block is None:
-                return self.step(inputs)
-            with _in_place_of_forward(self.resumable.backbone, lambda x: self.resumable.run_from(block)):
-                return self.step(inputs)
+            return self.prefix.run_from(self.layers[first], partial(self.step, inputs))
 
     def state(self) -> tuple[list, list[list]]:
         """What this process has found for the images that all replacements were tried on, an entry for each image."""
