@@ -86,10 +86,14 @@ def apply_arguments(cfg: Config, args: argparse.Namespace) -> None:
     Raises:
         InputError: images shall be kept by workers that end with every epoch.
     """
+    hooks = []
     if args.channels_last:
-        cfg.custom_hooks = [*(cfg.get('custom_hooks') or ()), dict(type='se_mm.ChannelsLastHook')]
+        hooks.append('se_mm.ChannelsLastHook')
     if args.compile:
         cfg.compile = cfg.get('compile') or True
+        hooks.append('se_mm.EagerOptimizerHook')
+    if hooks:
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or ()), *(dict(type=name) for name in hooks)]
     if args.cache_images:
         cache_images(cfg)
 

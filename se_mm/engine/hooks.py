@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 
 from se_mm.registry import HOOKS
@@ -27,6 +28,21 @@ class ChannelsLastHook(Hook):
         runner.model.to(memory_format=torch.channels_last)
 
     before_val = before_test = before_train
+
+
+@HOOKS.register_module()
+class EagerOptimizerHook(Hook):
+    """Leave the steps of optimizers out of what torch.compile compiles.
+
+    MMEngine 0.10 compiles the whole training step. torch then compiles the step of the optimizer anew for each learning
+    rate, so for each iteration of a warm-up, until it gives up after eight.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """The training step is compiled when it runs for the first time, after this."""
+        wrapper = runner.optim_wrapper
+        for part in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
+            part.optimizer.step = torch.compiler.disable(part.optimizer.step)
 
 
 @HOOKS.register_module()

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from argparse import Namespace
 from copy import deepcopy
 
 import numpy as np
@@ -12,7 +13,7 @@ from mmengine.runner import Runner
 
 from conftest import CONFIGS, TOOLS
 from se_mm.datasets import LoadImageOnce
-from se_mm.engine.arguments import cache_images
+from se_mm.engine.arguments import apply_arguments, cache_images
 from se_mm.engine.hooks import ChannelsLastHook
 from se_mm.utils import InputError
 from se_mm.utils.config import load_config, use_scope
@@ -107,3 +108,19 @@ def test_images_cannot_be_kept_by_workers_that_end(scenes):
     cache_images(cfg)
     loads = [cfg[f'{split}_dataloader'].dataset.pipeline[0].type for split in ('train', 'val', 'test')]
     assert loads == ['se_mm.LoadImageOnce'] * 3
+
+
+def test_a_warm_up_compiles_nothing_anew(scenes, tmp_path):
+    """Every iteration has another learning rate, and torch compiles steps of optimizers for one rate each."""
+    cfg = load_config(CLASSIFIER, {'data_root': str(scenes), 'train_cfg.max_epochs': 1}, str(tmp_path))
+    cfg.optim_wrapper.optimizer = dict(type='SGD', lr=0.01, momentum=0.9)
+    cfg.train_dataloader.batch_size = 4
+    cfg.param_scheduler = dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=100)
+    use_scope(cfg)
+    apply_arguments(cfg, Namespace(channels_last=False, compile=True, cache_images=False))
+    cfg.compile = dict(backend='aot_eager')
+    runner = Runner.from_cfg(cfg)
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(recompile_limit=4, fail_on_recompile_limit_hit=True):
+        runner.train()
+    assert runner.iter > 4
