@@ -191,7 +191,7 @@ def test_what_is_missing_is_said(work_dirs, tmp_path):
     cfg = plain / '20260101_000000' / 'vis_data' / 'config.py'
     text = cfg.read_text()
     for root, reason in (('nowhere', 'there is no nowhere here'), (tmp_path, f'the validation data of {plain} cannot')):
-        cfg.write_text(re.sub("data_root='[^']*'", f"data_root='{root}'", text))
+        cfg.write_text(re.sub(r"data_root=\s*'[^']*'", f"data_root='{root}'", text))
         page, _ = page_of(plain)
         assert any(remark.startswith(f'No images: {reason}') for remark in page.texts)
         assert len(page.all('img')) == 2  # the curves
