@@ -81,20 +81,25 @@ class WorthStudy:
         """
         with evaluating(self.model), torch.no_grad():
             for batch in batches:
-                self.replacer.batch(batch.numbers)
-                self.own += self.score.keep(self.prefix.run(partial(self.step, batch.inputs)))
-                advance()
-                for case, kept in self.kept.items():
-                    kept += self.score.keep(self._run(batch.inputs, case))
-                    advance()
-                self.prefix.clear()
+                try:
+                    self._run_batch(batch, advance)
+                finally:
+                    self.prefix.clear()
+
+    def _run_batch(self, batch: Batch, advance: Callable[[], object]) -> None:
+        self.replacer.batch(batch.numbers)
+        self.own += self.score.keep(self.prefix.run(partial(self.step, batch.inputs)))
+        advance()
+        for case, kept in self.kept.items():
+            kept += self.score.keep(self._run(batch.inputs, case))
+            advance()
 
     def _run(self, inputs: object, case: Case) -> object:
         first = [layer.name for layer in self.layers].index(case.layer)
         replaced = self.layers[first:] if case.onwards else [self.layers[first]]
         functions = {layer: self.replacer(layer.name, case.replacement) for layer in replaced}
         with ReplacedGates(functions):
-            return self.prefix.run_from(self.layers[first], partial(self.step, inputs))
+            return self.prefix.run_from(replaced, partial(self.step, inputs))
 
     def state(self) -> tuple[list, list[list]]:
         """What this process has found for the images that all replacements were tried on, an entry for each image."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
+import torch
 from torch import Tensor, nn
+
+from se_mm.ops import has_hooks
 
 from .gates import GateLayer
 
@@ -19,32 +21,34 @@ class Call:
 
     Attributes:
         part: that was called.
-        output: what the part returned, None if that can't be given back: no tensor, and no list or tuple of tensors.
-        versions: how often each tensor of ``output`` had been written to, when this was last looked up.
-        written_by: number of the latest call that wrote into ``output`` later; infinite for code between calls.
+        output: what the part returned, None if that can't be given back.
+        versions: how often each tensor of ``output`` had been written to when the part returned.
     """
 
     part: nn.Module
     output: Tensor | list[Tensor] | tuple[Tensor, ...] | None
-    versions: list[int] = field(default_factory=list)
-    written_by: float = -1
+    versions: list[int] = field(init=False)
 
-    def look(self, number: float) -> None:
-        """Find out whether the call with this number has written into the output."""
-        versions = [tensor._version for tensor in _tensors(self.output)]
-        if versions != self.versions:
-            self.versions, self.written_by = versions, max(self.written_by, number)
+    def __post_init__(self) -> None:
+        self.versions = _versions([self.output])
+
+    def look(self) -> None:
+        """Forget the output if something has been written into it."""
+        if _versions([self.output]) != self.versions:
+            self.output, self.versions = None, []
 
 
 class SharedPrefix:
-    """Runs a model on a batch, and then again from one of its SE layers on.
+    """Runs a model on a batch, and then again from some of its SE layers on.
 
     A model calls the same parts in the same order with the same inputs until the first thing that differs. So outputs
-    of parts are kept in the first run, and given back in later runs, as long as nothing writes into the outputs. Parts
-    are the modules with an SE layer (the blocks), and the largest modules without any.
+    of parts are kept in the first run, and given back in later runs. A part is computed again if something was written
+    into its output, if it wrote into its arguments, if there are hooks inside, or if it returned something other than
+    tensors. Parts are the modules with an SE layer (the blocks), and the largest modules without any. A part has to be
+    a function of its arguments.
 
     Args:
-        model: of any package.
+        model: of any package; one that torch.compile was called for runs whole.
         layers: all SE layers of the model.
     """
 
@@ -52,6 +56,7 @@ class SharedPrefix:
         paths = [layer.path for layer in layers]
         blocks = {_block(model, path, paths) for path in paths}
         self.parts = [] if _is_compiled(model) else list(dict.fromkeys(_parts(model, blocks)))
+        self.sources = {layer.source for layer in layers}
         self.calls: list[Call] = []
 
     def run(self, work: Callable[[], object]) -> object:
@@ -63,17 +68,22 @@ class SharedPrefix:
         self.calls.clear()
         with self._in_place_of_parts(self._keep):
             outputs = work()
-        self._look(math.inf)
+        last = max((i for i, call in enumerate(self.calls) if _contains(call.part, self.sources)), default=0)
+        del self.calls[last:]
+        self._look()
         return outputs
 
-    def run_from(self, layer: GateLayer, work: Callable[[], object]) -> object:
-        """Run the model again; the model may differ from a layer on.
+    def run_from(self, layers: Sequence[GateLayer], work: Callable[[], object]) -> object:
+        """Run the model again; it may differ in some layers.
 
         Args:
-            layer: parts that were called before the part of this layer are not computed.
+            layers: parts that were called before the parts of these layers are not computed.
             work: of :meth:`run`.
         """
-        left = self.calls[: self._same(layer)]
+        self._look()
+        sources = {layer.source for layer in layers}
+        first = next((i for i, call in enumerate(self.calls) if _contains(call.part, sources)), len(self.calls))
+        left = self.calls[:first]
 
         def give_back(part: nn.Module, forward: Callable, *args: object, **kwargs: object) -> object:
             if left and left[0].part is not part:
@@ -84,32 +94,27 @@ class SharedPrefix:
             return list(output) if isinstance(output, list) else output
 
         with self._in_place_of_parts(give_back):
-            return work()
+            outputs = work()
+        self._look()
+        return outputs
 
     def clear(self) -> None:
         """Forget what was kept."""
         self.calls.clear()
 
-    def _same(self, layer: GateLayer) -> int:
-        """How many calls need not be computed again."""
-        places = (i for i, call in enumerate(self.calls) if layer.source in call.part.modules())
-        number = next(places, 0)
-        while any(call.written_by >= number for call in self.calls[:number]):
-            number -= 1
-        return number
-
     def _keep(self, part: nn.Module, forward: Callable, *args: object, **kwargs: object) -> object:
-        self._look(math.inf)
+        arguments = [*args, *kwargs.values()]
+        before = _versions(arguments)
         output = forward(*args, **kwargs)
-        call = Call(part, output if _can_be_kept(output) else None)
-        self._look(math.inf if call.output is None else len(self.calls))
-        call.look(-1)
-        self.calls.append(call)
+        if _versions(arguments) == before and _can_be_kept(part, output):
+            self.calls.append(Call(part, list(output) if isinstance(output, list) else output))
+        else:
+            self.calls.append(Call(part, None))
         return output
 
-    def _look(self, number: float) -> None:
+    def _look(self) -> None:
         for call in self.calls:
-            call.look(number)
+            call.look()
 
     @contextmanager
     def _in_place_of_parts(self, function: Callable) -> Iterator[None]:
@@ -137,10 +142,14 @@ def _block(model: nn.Module, path: str, paths: Sequence[str]) -> nn.Module:
 
 def _parts(module: nn.Module, blocks: set[nn.Module]) -> Iterator[nn.Module]:
     for child in module.children():
-        if child in blocks or blocks.isdisjoint(child.modules()):
-            yield child
-        else:
+        if child not in blocks and not blocks.isdisjoint(child.modules()):
             yield from _parts(child, blocks)
+        elif not isinstance(child, torch.jit.ScriptModule):  # whose forward cannot be replaced
+            yield child
+
+
+def _contains(part: nn.Module, sources: set[nn.Module]) -> bool:
+    return not sources.isdisjoint(part.modules())
 
 
 def _restore(part: nn.Module, forward: Callable | None) -> None:
@@ -154,13 +163,19 @@ def _is_compiled(model: nn.Module) -> bool:
     return any(hasattr(module, '_orig_mod') or module._compiled_call_impl is not None for module in model.modules())
 
 
-def _tensors(output: Tensor | Sequence[Tensor] | None) -> Sequence[Tensor]:
-    if output is None:
-        return []
-    return [output] if isinstance(output, Tensor) else output
+def _versions(values: Sequence[object]) -> list[int]:
+    """How often tensors, alone or in lists and tuples, have been written to."""
+    versions = []
+    for value in values:
+        if isinstance(value, list | tuple):
+            versions += _versions(value)
+        elif isinstance(value, Tensor) and not value.is_inference():
+            versions.append(value._version)
+    return versions
 
 
-def _can_be_kept(output: object) -> bool:
-    if type(output) not in (list, tuple):
-        output = [output]
-    return all(isinstance(tensor, Tensor) and not tensor.is_inference() for tensor in output)
+def _can_be_kept(part: nn.Module, output: object) -> bool:
+    if any(has_hooks(module) for module in part.modules() if module is not part):
+        return False
+    tensors = output if type(output) in (list, tuple) else [output]
+    return all(isinstance(tensor, Tensor) and not tensor.is_inference() for tensor in tensors)

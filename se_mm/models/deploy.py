@@ -74,7 +74,6 @@ def deploy(network: nn.Module, constant_gates: Mapping[str, Tensor]) -> list[Dep
             row = _move_squeeze(network.get_submodule(path.rpartition('.')[0]), module, path)
             why = '; '.join(filter(None, (stay.get(path), row.why)))
             report.append(row._replace(why=why))
-            _order_for_vectors(getattr(module, module.layers[-1]).conv)
     return report
 
 
@@ -164,13 +163,6 @@ def _move_squeeze(unit: nn.Module, se_layer: SELayer, path: str) -> Deployed:
     se_layer.conv1.conv = layer
     unit.squeezes_before = True
     return Deployed(path, 'SE', MOVED)
-
-
-def _order_for_vectors(conv: nn.Module) -> None:
-    """Lay out the weights (C, R) of the last layer of an excitation column by column: a product with one vector of R
-    numbers then adds up R long columns, which takes less time than C short rows."""
-    if isinstance(conv, VectorConv2d):
-        conv.weight.data = conv.weight.data.flatten(1).t().contiguous().t()[:, :, None, None]
 
 
 def _check_width(network: nn.Module, path: str, gates: Tensor) -> None:

@@ -9,6 +9,7 @@ import torchvision
 from mmpretrain.models.backbones import MobileNetV3
 from mmpretrain.models.backbones import SEResNet as TheirSEResNet
 from torch import nn
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from se_mm.analysis.gates import ReplacedGates, gate_layers
@@ -68,14 +69,14 @@ def test_networks(name):
     assert len(layers) > 3
     changed = 0
     for layer in (layers[0], layers[len(layers) // 2], layers[-1]):
-        with ReplacedGates({layer: torch.zeros_like}):
+        with ReplacedGates({layer: torch.ones_like}):
             whole = outputs_of(model)
             with Convolutions(model) as convolutions:
-                shared = prefix.run_from(layer, lambda: outputs_of(model))
+                shared = prefix.run_from([layer], lambda: outputs_of(model))
         assert all(map(torch.equal, shared, whole))
         changed += not all(map(torch.equal, whole, expected))
         assert next(iter(convolutions.runs)) in _block(model, layer).modules()
-    assert changed and all(map(torch.equal, prefix.run_from(layer, lambda: outputs_of(model)), expected))
+    assert changed and all(map(torch.equal, prefix.run_from([layer], lambda: outputs_of(model)), expected))
     assert not any('forward' in vars(part) for part in prefix.parts)
 
 
@@ -94,86 +95,146 @@ class Block(nn.Module):
         return self.se(self.conv(x))
 
 
-class Writing(nn.Module):
-    """Writes into what its parts return.
+class Connected(nn.Module):
+    """A stem, two blocks, and whatever happens between the parts.
 
     Args:
-        between: code between calls adds to an output.
-        late: the last block adds to the input of the blocks before.
+        connect: computes the output from the model and images.
+        parts: further parts.
     """
 
-    def __init__(self, between=False, late=False):
+    def __init__(self, connect, **parts):
         super().__init__()
-        self.stem, self.first, self.relu, self.second = nn.Conv2d(3, 8, 1), Block(), nn.ReLU(inplace=True), Block()
-        self.between, self.late = between, late
+        self.stem, self.first, self.second = nn.Conv2d(3, 8, 1), Block(), Block()
+        self.relu = nn.ReLU(inplace=True)
+        for name, part in parts.items():
+            self.add_module(name, part)
+        self.connect = connect
 
     def forward(self, x):
-        stem = self.stem(x)
-        if self.between:
-            stem += 1
-        x = self.relu(self.first(stem))
-        if self.late:
-            stem += x
-        return self.second(x) + stem
+        return self.connect(self, x)
 
 
-@pytest.mark.parametrize(
-    ('options', 'shared'), [({}, 3), (dict(between=True), 0), (dict(late=True), 0), (dict(between=True, late=True), 0)]
-)
+class Lists(nn.Module):
+    def forward(self, x):
+        return [x, 2 * x]
+
+
+class Dicts(nn.Module):
+    def forward(self, x):
+        return dict(x=x + 1)
+
+
+def code_writes(model, x):
+    stem = model.stem(x)
+    stem += 1
+    return model.second(model.first(stem))
+
+
+def last_block_writes(model, x):
+    stem = model.stem(x)
+    x = model.second(model.first(stem))
+    stem += x
+    return stem
+
+
+def part_writes(model, x):
+    stem = model.stem(x)
+    pooled = F.avg_pool2d(stem, 3, 1, 1)
+    return model.second(model.first(model.relu(stem))) + pooled
+
+
+def result_of_the_writer_is_not_used(model, x):
+    stem = model.stem(x)
+    total = stem + 1
+    model.relu(total)
+    return model.second(model.first(stem)) + total
+
+
+def list_is_changed(model, x):
+    outputs = model.lists(model.stem(x))
+    outputs[-1] = model.first(outputs[-1])
+    outputs[0] = model.second(outputs[-1])
+    return sum(outputs)
+
+
+def dict_is_passed(model, x):
+    return model.second(model.first(model.stem(model.dicts(x)['x'])))
+
+
+def second_block_first(model, x):
+    return model.first(model.second(model.stem(x)))
+
+
+def called_twice(model, x):
+    stem = model.stem(x)
+    return model.second(model.first(stem) + model.second(stem))
+
+
+def sum_overwrites_the_stem_for_low_gates(model, x):
+    """As in-place operations behind a condition do."""
+    stem = model.stem(x)
+    x = model.first(stem)
+    return model.second(stem.add_(x) if x.abs().mean() < 0.3 else stem + x)
+
+
+CONNECTED = [
+    code_writes, last_block_writes, part_writes, result_of_the_writer_is_not_used, list_is_changed, dict_is_passed,
+    second_block_first, called_twice, sum_overwrites_the_stem_for_low_gates,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('connect', CONNECTED, ids=lambda function: function.__name__)
 @torch.no_grad()
-def test_outputs_that_are_written_to(options, shared):
-    """A part may write into the output of another if both are given back; other outputs are computed again."""
+def test_parts_that_are_connected_in_unusual_ways(connect):
     torch.manual_seed(0)
-    model = Writing(**options).eval()
+    model = Connected(connect, lists=Lists(), dicts=Dicts()).eval()
     layers = gate_layers(model)
-    prefix, expected = SharedPrefix(model, layers), model(IMAGES)
-    assert torch.equal(prefix.run(lambda: model(IMAGES)), expected)
-    for layer, number in zip(layers, (min(shared, 1), shared)):
-        for _ in range(2):
-            with Convolutions(model) as convolutions:
-                assert torch.equal(prefix.run_from(layer, lambda: model(IMAGES)), expected)
-            assert convolutions.runs[model.stem] == (number < 1)
-            assert convolutions.runs[model.first.conv] == (number < 2)
+    prefix, own = SharedPrefix(model, layers), model(IMAGES)
+    assert torch.equal(prefix.run(lambda: model(IMAGES)), own)
+    for gates in (torch.ones_like, torch.zeros_like, torch.ones_like):
+        for replaced in (layers, layers[:1], layers[1:]):
+            with ReplacedGates(dict.fromkeys(replaced, gates)):
+                whole = model(IMAGES)
+                assert not torch.equal(whole, own)
+                assert torch.equal(prefix.run_from(replaced, lambda: model(IMAGES)), whole)
 
 
 @torch.no_grad()
-def test_other_kinds_of_outputs():
-    """Lists are copied; a dict is computed again, and everything after it is given back."""
+def test_what_is_computed_again():
+    """A part that writes into its argument, the part that the argument is from, and a part with hooks inside."""
+    torch.manual_seed(0)
+    model = Connected(lambda model, x: model.second(model.first(model.relu(model.norm(model.stem(x))))))
+    model.norm = nn.BatchNorm2d(8)
+    model.eval()
+    layers, seen = gate_layers(model), []
+    prefix = SharedPrefix(model, layers)
+    prefix.run(lambda: model(IMAGES))
+    assert [call.part for call in prefix.calls] == [model.stem, model.norm, model.relu, model.first]
+    assert [call.output is None for call in prefix.calls] == [False, True, True, False]
+    model.first.conv.register_forward_hook(lambda *_: seen.append('first'))
+    prefix.run(lambda: model(IMAGES))
+    assert prefix.calls[-1].output is None
+    prefix.run_from(layers[1:], lambda: model(IMAGES))
+    assert len(seen) == 2
 
-    class Dict(nn.Module):
-        def forward(self, x):
-            return dict(x=x + 1)
 
-    class List(nn.Module):
-        def forward(self, x):
-            return [x, 2 * x]
-
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.dict, self.stem, self.list, self.block = Dict(), nn.Conv2d(3, 8, 1), List(), Block()
-
-        def forward(self, x):
-            outputs = self.list(self.stem(self.dict(x)['x']))
-            outputs.append(self.block(outputs.pop()))
-            return outputs
-
-    model = Model().eval()
-    layer = gate_layers(model)[0]
-    prefix = SharedPrefix(model, [layer])
-    expected = prefix.run(lambda: model(IMAGES))
-    for _ in range(2):
-        with Convolutions(model) as convolutions:
-            assert all(map(torch.equal, prefix.run_from(layer, lambda: model(IMAGES)), expected))
-        assert convolutions.runs[model.stem] == 0 and convolutions.runs[model.block.conv] == 1
+@torch.no_grad()
+def test_traced_parts():
+    model = Connected(lambda model, x: model.second(model.first(model.traced(model.stem(x))))).eval()
+    model.traced = torch.jit.trace(nn.Conv2d(8, 8, 1), torch.rand(1, 8, 4, 4))
+    layers, expected = gate_layers(model), model(IMAGES)
+    prefix = SharedPrefix(model, layers)
+    prefix.run(lambda: model(IMAGES))
+    assert torch.equal(prefix.run_from(layers[1:], lambda: model(IMAGES)), expected)
 
 
 @torch.no_grad()
 def test_compiled_models_run_whole():
-    model = Writing().eval()
+    model = Connected(lambda model, x: model.second(model.first(model.stem(x)))).eval()
     assert not SharedPrefix(torch.compile(model, backend='eager'), gate_layers(model)).parts
     model.first.compile(backend='eager')
     prefix = SharedPrefix(model, gate_layers(model))
     assert not prefix.parts
     prefix.run(lambda: model(IMAGES))
-    assert torch.equal(prefix.run_from(gate_layers(model)[1], lambda: model(IMAGES)), model(IMAGES))
+    assert torch.equal(prefix.run_from(gate_layers(model)[1:], lambda: model(IMAGES)), model(IMAGES))

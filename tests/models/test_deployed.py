@@ -108,16 +108,6 @@ def test_weights_load_into_a_network_that_is_built_deployed(name):
     assert all(torch.equal(a, b) for a, b in zip(outputs(network, x), outputs(model, x), strict=True))
 
 
-def test_layout_of_gate_weights():
-    """Column by column, in copies and with loaded weights as well."""
-    model, _ = deployed(trained('SEResNet-bottleneck'))
-    loaded = build('SEResNet-bottleneck', deploy=True)
-    loaded.load_state_dict(model.state_dict())
-    for network in (model, loaded, copy.deepcopy(model).double()):
-        weights = [module.conv2.conv.weight for module in network.modules() if isinstance(module, SELayer)]
-        assert len(weights) > 3 and all(weight.stride()[:2] == (1, weight.shape[0]) for weight in weights)
-
-
 def test_is_not_trained(caplog):
     MMLogger.get_current_instance().addHandler(caplog.handler)
     model = build('SEResNet-bottleneck')
