@@ -62,7 +62,7 @@ def test_names_of_plain_twins(name, plain):
 @pytest.mark.parametrize('path', SE_CONFIGS, ids=lambda path: path.stem)
 @pytest.mark.slow
 def test_twin_differs_in_the_backbone_alone(path):
-    """A shared head is the backbone's last stage. Options for parameters of SE alone mean nothing to the plain network."""
+    """A shared head is the backbone's last stage. Plain networks have no parameters that options for SE mean."""
     se, plain = (flatten(Config.fromfile(p).to_dict()) for p in (path, plain_twin(path)))
     different = {key for key in se.keys() | plain.keys() if se.get(key) != plain.get(key)}
     parts = ('.model.backbone.', '.model.roi_head.shared_head.', '.optim_wrapper.paramwise_cfg.custom_keys.se_layer.')
