@@ -74,7 +74,7 @@ class SharedPrefix:
         return outputs
 
     def run_from(self, layers: Sequence[GateLayer], work: Callable[[], object]) -> object:
-        """Run the model again; it may differ in some layers.
+        """Run the model again; some layers may differ.
 
         Args:
             layers: parts that were called before the parts of these layers are not computed.
