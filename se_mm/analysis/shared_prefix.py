@@ -69,7 +69,7 @@ class SharedPrefix:
         with self._in_place_of_parts(self._keep):
             outputs = work()
         last = max((i for i, call in enumerate(self.calls) if _contains(call.part, self.sources)), default=0)
-        del self.calls[last:]
+        del self.calls[last + 1 :]  # of heads
         self._look()
         return outputs
 

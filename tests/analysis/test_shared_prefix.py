@@ -210,11 +210,11 @@ def test_what_is_computed_again():
     layers, seen = gate_layers(model), []
     prefix = SharedPrefix(model, layers)
     prefix.run(lambda: model(IMAGES))
-    assert [call.part for call in prefix.calls] == [model.stem, model.norm, model.relu, model.first]
-    assert [call.output is None for call in prefix.calls] == [False, True, True, False]
+    assert [call.part for call in prefix.calls] == [model.stem, model.norm, model.relu, model.first, model.second]
+    assert [call.output is None for call in prefix.calls] == [False, True, True, False, False]
     model.first.conv.register_forward_hook(lambda *_: seen.append('first'))
     prefix.run(lambda: model(IMAGES))
-    assert prefix.calls[-1].output is None
+    assert prefix.calls[3].output is None
     prefix.run_from(layers[1:], lambda: model(IMAGES))
     assert len(seen) == 2
 
