@@ -21,7 +21,7 @@ from rich.table import Table
 
 import se_mm  # noqa: F401  registers the backbones
 from se_mm.analysis import complexity
-from se_mm.analysis.comparison import DETECTION, ERROR, differences, measured_values, spread
+from se_mm.analysis.comparison import DETECTION, ERROR, differences, measured_values, signed, spread
 from se_mm.analysis.runs import config_name, find_work_dirs, read_evaluation
 from se_mm.engine import guard
 from se_mm.utils import InputError, write_json, written_whole
@@ -107,7 +107,7 @@ def cells(row: dict, columns: tuple[str, ...]) -> list[str]:
         text = str(spread(values)) if values else 'n/a' if row['work_dirs'] else 'not run'
         difference = row['difference'].get(name)
         if difference and not difference.interval:  # others have a table of their own
-            text += f' ({difference.value:+.1f})'
+            text += f' ({signed(difference.value, 1)})'
         texts.append(text)
     shown = [
         f'{name} {row["paper"][name]}'
@@ -120,7 +120,7 @@ def cells(row: dict, columns: tuple[str, ...]) -> list[str]:
 def difference_lines(rows: list[dict], columns: tuple[str, ...]) -> list[list[str]]:
     """One line for each difference whose interval is known."""
     return [
-        [Path(row['config']).stem, name, f'{found.value:+.1f}', found.interval, found.verdict]
+        [Path(row['config']).stem, name, signed(found.value, 1), found.interval, found.verdict]
         for row in rows
         for name, found in row['difference'].items()
         if found.interval and name in columns

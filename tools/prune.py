@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 import se_mm  # noqa: F401  registers the backbones
+from se_mm.analysis.comparison import signed
 from se_mm.analysis.complexity import input_size
 from se_mm.analysis.constant_gates import constant_gates
 from se_mm.analysis.cost import Measurement, interleave, quantiles, stored_bytes
@@ -226,7 +227,7 @@ def without_static_gates(args, trained):
         answers = trained.evaluated(trial, path)
         loss = score.worth(answers, own).loss
         fits = loss <= args.max_loss
-        print(f'{path} {"is folded away" if fits else "stays"}: {loss:+.2f} {score.unit} of {score.name} in all')
+        print(f'{path} {"is folded away" if fits else "stays"}: {signed(loss, 2)} {score.unit} of {score.name} in all')
         if fits:
             model, trained.answers['after'] = trial, answers
     if 'after' not in trained.answers:

@@ -24,6 +24,11 @@ class Spread(NamedTuple):
         return f'{self.mean:.1f}' if self.deviation is None else f'{self.mean:.1f} ± {self.deviation:.1f}'
 
 
+def signed(value: float, digits: int) -> str:
+    """A difference as text, with its sign unless it is rounded to zero."""
+    return f'{value:+.{digits}f}' if round(value, digits) else f'{0:.{digits}f}'
+
+
 class Difference(NamedTuple):
     """Difference of two means.
 
@@ -42,7 +47,7 @@ class Difference(NamedTuple):
     @property
     def interval(self) -> str:
         """The interval as text."""
-        return '' if self.low is None else f'{self.low:+.1f} to {self.high:+.1f}'
+        return '' if self.low is None else f'{signed(self.low, 1)} to {signed(self.high, 1)}'
 
 
 def measured_values(evaluations: Sequence[dict]) -> dict[str, list[float]]:

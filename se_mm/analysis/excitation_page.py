@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from se_mm.utils import InputError, installed_versions, write_json, written_whole
 
+from .comparison import signed
 from .examples import data_uri
 from .excitation import Analysis
 from .figures import save_figure
@@ -164,7 +165,7 @@ def render(
     )
     environment.filters['number'] = lambda value: '-' if value is None else f'{round(value, 3) + 0.0:.3f}'
     environment.filters['percent'] = lambda value: f'{100 * value:.1f} %'
-    environment.filters['signed'] = lambda value: f'{value:+.2f}' if round(value, 2) else '0.00'
+    environment.filters['signed'] = signed
     profiles = {network.name: network.statistics.profile() for network in networks}
     return environment.get_template('excitation.html.j2').render(
         networks=networks,

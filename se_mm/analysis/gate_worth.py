@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import nn
 
+from .comparison import signed
 from .gate_bank import MEAN, ONE, REPLACEMENTS, Replacer
 from .gate_profile import Share
 from .gates import Batch, GateLayer, ReplacedGates, evaluating, gate_layers
@@ -174,4 +175,4 @@ def _sentence(gates: str, found: Worth, score: Score) -> str:
     change = 'equal'
     if found.loss:
         change = f'{abs(found.loss):.2f} {score.unit} {"worse" if found.loss > 0 else "better"}'
-    return f'{gates} the {score.name} is {change} (95 %: {found.low:+.2f} to {found.high:+.2f})'
+    return f'{gates} the {score.name} is {change} (95 %: {signed(found.low, 2)} to {signed(found.high, 2)})'

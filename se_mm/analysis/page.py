@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader
 
 from se_mm.utils import InputError
 
-from .comparison import DETECTION, Difference, differences, measured_values, spread
+from .comparison import DETECTION, Difference, differences, measured_values, signed, spread
 from .complexity import complexity
 from .curves import COLOURS, draw_curves, learning_curves
 from .examples import SCORE, Answers, Detections, answers, data_uri, detections, validation_data
@@ -251,7 +251,7 @@ def render(kinds: Sequence[Kind], command: str) -> str:
     environment = Environment(
         loader=PackageLoader('se_mm.analysis', '.'), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters['shown'] = _shown
+    environment.filters.update(shown=_shown, signed=signed)
     template = environment.get_template('page.html.j2')
     return template.render(
         kinds=kinds,

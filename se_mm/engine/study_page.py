@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from se_mm.analysis.comparison import DETECTION, RECALL, Difference, difference, measured_values, spread
+from se_mm.analysis.comparison import DETECTION, RECALL, Difference, difference, measured_values, signed, spread
 from se_mm.analysis.curves import draw_curves, mean_curve
 from se_mm.analysis.runs import Axis
 from se_mm.utils import InputError, written_whole
@@ -157,8 +157,8 @@ def sentence(pair: Comparison, metric: str) -> str:
     baseline, network = pair.baseline.name, pair.network.name
     names = f'`{network}` and `{baseline}`'
     if found.low is None:
-        return f'{names}: a difference of {found.value:+.2f} in {label}; too few runs for an interval.'
-    interval = f'(95 % interval: {found.low:+.2f} to {found.high:+.2f})'
+        return f'{names}: a difference of {signed(found.value, 2)} in {label}; too few runs for an interval.'
+    interval = f'(95 % interval: {signed(found.low, 2)} to {signed(found.high, 2)})'
     if found.verdict == 'inside the noise':
         largest = max(abs(found.low), abs(found.high))
         return f'{names} do not differ by more than {largest:.2f} in {label} {interval}.'
@@ -214,6 +214,8 @@ def render(studies: list[StudyResults], page: Path, command: str) -> str:
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    environment.filters.update(shown=shown, link=lambda path: os.path.relpath(path, page.resolve().parent))
+    environment.filters.update(
+        shown=shown, signed=signed, link=lambda path: os.path.relpath(path, page.resolve().parent)
+    )
     template = environment.from_string(Path(__file__).with_name('study_page.md.j2').read_text())
     return template.render(studies=studies, labels=LABELS, command=command, root=ROOT)

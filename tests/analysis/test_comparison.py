@@ -3,7 +3,7 @@ import math
 import pytest
 from scipy.stats import t
 
-from se_mm.analysis.comparison import difference, differences, measured_values, spread
+from se_mm.analysis.comparison import difference, differences, measured_values, signed, spread
 from se_mm.utils import InputError
 
 
@@ -33,6 +33,13 @@ def test_runs_that_do_not_belong_together():
 def test_spread():
     assert spread([2.0, 4.0]) == (3.0, math.sqrt(2))
     assert str(spread([2.0, 4.0])) == '3.0 ± 1.4' and str(spread([2.0])) == '2.0'
+
+
+@pytest.mark.parametrize(
+    ('value', 'text'), [(0.2, '+0.2'), (-0.06, '-0.1'), (-0.04, '0.0'), (0.04, '0.0'), (0.0, '0.0')]
+)
+def test_signs(value, text):
+    assert signed(value, 1) == text
 
 
 def test_interval_of_welch():
