@@ -91,6 +91,7 @@ def apply_arguments(cfg: Config, args: argparse.Namespace) -> None:
         hooks.append('se_mm.ChannelsLastHook')
     if args.compile:
         cfg.compile = cfg.get('compile') or True
+    if cfg.get('compile'):
         hooks.append('se_mm.EagerOptimizerHook')
     if hooks:
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or ()), *(dict(type=name) for name in hooks)]
