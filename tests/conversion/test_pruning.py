@@ -16,7 +16,7 @@ from se_mm.models import SELayer
 from se_mm.models.architecture import arguments_of, misfits
 from se_mm.registry import MODELS
 from se_mm.utils import InputError
-from test_zoo import TINY, build, image
+from zoo import TINY, build, image
 
 BASIC, BOTTLENECK, CIFAR = 'SEResNet', 'SEResNet-bottleneck', dict(se_ratio=4)
 NETWORKS = [

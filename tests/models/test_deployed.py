@@ -13,7 +13,7 @@ from se_mm.analysis.gates import GateRecorder
 from se_mm.models import SELayer
 from se_mm.models.deploy import FOLDED, MOVED, STAYS
 from se_mm.models.se_layer import VARIANTS
-from test_zoo import TINY, build, image
+from zoo import TINY, build, image
 
 # Networks whose units end in a 1x1 convolution and a sum or a concatenation.
 POINTWISE = (

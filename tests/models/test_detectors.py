@@ -7,7 +7,7 @@ from mmengine.structures import InstanceData
 
 from conftest import CONFIGS
 from se_mm.utils.config import build_model, load_config
-from test_zoo import STRIDES, TINY, build
+from zoo import STRIDES, TINY, build
 
 NAMES = [name for name, cfg in TINY.items() if cfg['type'] not in ('SECNN', 'SEResNetCIFAR', 'SEShakeShake')]
 
