@@ -54,9 +54,10 @@ LONG = 4096  # elements of a row; torch's batch norm adds so many one by one, an
 def images_of(x: Tensor) -> tuple[Tensor, ...] | None:
     """The images (1, C, H, W) of a channels_last map, whose rows torch's batch norm takes for channels in one pass.
 
-    None where it would not do: other layouts, long rows, half precision, which it loses more of, and generated code.
+    None where it would not do: other layouts, long rows, half precision, which it loses more of, generated code, and
+    GPUs, where its backward has no sums without a weight.
     """
-    if torch.compiler.is_compiling() or x.is_contiguous() or x.dtype != accumulation_dtype(x):
+    if torch.compiler.is_compiling() or x.is_cuda or x.is_contiguous() or x.dtype != accumulation_dtype(x):
         return None
     return x.split(1) if x.shape[2] * x.shape[3] <= LONG else None
 
@@ -77,7 +78,7 @@ def row_moments(x: Tensor, variance: bool) -> Rows:
     if images := images_of(x):
         moments = [torch.native_batch_norm(image, None, None, None, None, True, 0.0, 0.0)[1:] for image in images]
         mean, invstd = (torch.stack(parts) for parts in zip(*moments))
-        return Rows(mean, invstd.pow(-2), count)
+        return Rows(mean, invstd.pow(-2).where(invstd != 0, 0), count)  # 0 stands for a variance of 0
     mean = x.mean((2, 3), dtype=dtype)
     centred = x - to_map(mean)
     rest = centred.mean((2, 3))  # what rounding left in the mean, which counts where the deviation is much smaller
@@ -86,7 +87,7 @@ def row_moments(x: Tensor, variance: bool) -> Rows:
 
 def gather_statistics(mean: Tensor, var: Tensor, count: int, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and biased variance (C,) of every channel over the processes of ``group``, and their number of elements."""
-    local = torch.cat([mean, var, mean.new_tensor([count])])
+    local = torch.cat([mean, var, mean.new_full((1,), count)])  # on a GPU without waiting for it
     gathered = [torch.empty_like(local) for _ in range(dist.get_world_size(group))]
     dist.all_gather(gathered, local, group=group)
     gathered = torch.stack(gathered)  # (processes, 2 C + 1)
@@ -168,7 +169,7 @@ def masked_sums(grad: Tensor, out: Tensor, x: Tensor, mean: Tensor) -> tuple[Ten
     if images and g.is_contiguous(memory_format=torch.channels_last):
         sums = [_batch_norm_sums(*parts) for parts in zip(g.split(1), images, mean)]
         return g, torch.stack([torch.stack(parts) for parts in zip(*sums)])
-    if torch.compiler.is_compiling() or not (g.is_contiguous() and x.is_contiguous()):
+    if torch.compiler.is_compiling() or x.is_cuda or not (g.is_contiguous() and x.is_contiguous()):
         return g, torch.stack([g.sum((2, 3), dtype=mean.dtype), (x - to_map(mean)).mul_(g).sum((2, 3))])
     # The backward of batch norm takes both sums in one pass, over the channels of an image: here rows,
     # or lines of large maps, as it adds one by one and would lose precision.

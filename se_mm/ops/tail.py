@@ -84,15 +84,15 @@ def se_tail(
         fusible: True if the caller knows that :func:`why_not_fused` has no reason; it is not asked again.
 
     Returns:
-        (N, C, H, W), of the dtype of x (promoted with that of identity if they differ).
+        (N, C, H, W), of the dtype of x; 'plain' promotes it with that of identity if they differ.
 
     Note:
         All processes that share a SyncBatchNorm have to take the same backend: hooks on the norm of some
         of them only, or an empty batch, would mix up what they exchange.
 
     Raises:
-        ValueError: unknown backend, or one that has no such norm, maps or device; batch statistics of a single
-            element.
+        ValueError: unknown backend, or one that has no such norm, maps or device; parameters for other maps or on
+            another device; batch statistics of a single element.
         RuntimeError: in backward, for second derivatives, which only 'plain' has.
     """
     if backend not in (None, *BACKENDS):
@@ -113,14 +113,41 @@ def se_tail(
     if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
         x = x.contiguous()
     ops, (weight, bias, statistics) = _backend(backend), _batch_norm_arguments(x, norm)
+    _check_parameters(x, weight, bias, statistics, gate)
     with torch.cuda.device_of(x) if backend == 'triton' else nullcontext():  # kernels run on the current GPU
         if backend == 'triton' and isinstance(gate, Excitation) and gate.has_kernels and statistics.group is None:
             return ExcitedTail.apply(ops, x, identity, weight, bias, statistics, gate.factor, *gate[:4])
         if not torch.is_grad_enabled():
             z, normalised = normalised_means(ops, x, weight, bias, statistics)
-            return ops.scale_add_relu(x, normalised.vectors, gate(z.to(x.dtype)).to(z.dtype), identity)
+            return ops.scale_add_relu(x, normalised.vectors, _gates(gate, z, x.dtype), identity)
         x, vectors, z = NormalisedMeans.apply(ops, x, weight, bias, statistics)
-        return ScaleAddReLU.apply(ops, x, vectors, gate(z.to(x.dtype)).to(z.dtype), identity)
+        return ScaleAddReLU.apply(ops, x, vectors, _gates(gate, z, x.dtype), identity)
+
+
+def _gates(gate: Gate, z: Tensor, dtype: torch.dtype) -> Tensor:
+    """Gates (N, C) of the dtype of z, from a gate that takes ``dtype`` and may give one number for all channels."""
+    return gate(z.to(dtype)).to(z.dtype).expand_as(z)
+
+
+def _check_parameters(x: Tensor, weight: Tensor, bias: Tensor, statistics: Statistics, gate: Gate) -> None:
+    """Raise ValueError for parameters of other maps, beyond whose ends kernels would read and write."""
+    channels = x.shape[1]
+    shapes = [
+        ('weight of the norm', weight, (channels,)),
+        ('bias of the norm', bias, (channels,)),
+        ('running mean of the norm', statistics.running_mean, (channels,)),
+        ('running variance of the norm', statistics.running_var, (channels,)),
+    ]
+    if isinstance(gate, Excitation):
+        squeezed = len(gate.w1)
+        expected = dict(w1=(squeezed, channels), b1=(squeezed,), w2=(channels, squeezed), b2=(channels,))
+        shapes += [(f'{name} of the gate', getattr(gate, name), shape) for name, shape in expected.items()]
+    for name, found, shape in shapes:
+        if found is not None and (found.shape != shape or found.device != x.device):
+            raise ValueError(
+                f'{name}: {tuple(found.shape)} on {found.device}, but maps of shape {tuple(x.shape)} on {x.device} '
+                f'need {shape}'
+            )
 
 
 def _batch_norm_arguments(x: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor, Statistics]:

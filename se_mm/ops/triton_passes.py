@@ -110,8 +110,8 @@ def normalise(spans: Spans, weight: Tensor, bias: Tensor, statistics: Statistics
     kernels._normalise_kernel[grid](
         spans.mean,
         spans.m2,
-        weight,
-        bias,
+        weight.contiguous(),
+        bias.contiguous(),
         unused if running_mean is None else running_mean,
         unused if running_var is None else running_var,
         vectors,
@@ -155,9 +155,9 @@ def gates(z: Tensor, excitation: Excitation) -> tuple[Tensor, Tensor]:
     excitation_kernels._gates_kernel[(len(z),)](
         z,
         w1.contiguous(),
-        unused if b1 is None else b1,
+        unused if b1 is None else b1.contiguous(),
         w2.contiguous(),
-        unused if b2 is None else b2,
+        unused if b2 is None else b2.contiguous(),
         hidden,
         found,
         BIAS=b1 is not None,

@@ -11,6 +11,7 @@ from se_mm.models import SELayer
 from se_mm.models.blocks import SEBottleneck
 from se_mm.ops import Excitation, excitation_kernels, kernels, se_tail
 
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 LAYOUTS = dict(contiguous=torch.contiguous_format, channels_last=torch.channels_last)
 SHAPES = [(1, 6, 5, 3), (3, 20, 7, 7), (2, 5, 70, 70)]  # of one and several splits, tiles that are not full
 
@@ -19,7 +20,7 @@ def excitation_of(channels, squeezed, bias=True, factor=1.0):
     generator = torch.Generator().manual_seed(1)
 
     def parameter(*shape):
-        return nn.Parameter(torch.randn(shape, generator=generator) / shape[-1] ** 0.5)
+        return nn.Parameter((torch.randn(shape, generator=generator) / shape[-1] ** 0.5).to(DEVICE))
 
     biases = (parameter(squeezed), parameter(channels)) if bias else (None, None)
     return Excitation(parameter(squeezed, channels), biases[0], parameter(channels, squeezed), biases[1], factor)
@@ -28,12 +29,13 @@ def excitation_of(channels, squeezed, bias=True, factor=1.0):
 def results(shape, excitation, dtype, layout, backend, training):
     """Output, gradients and running statistics of a tail."""
     generator = torch.Generator().manual_seed(0)
-    x, identity, grad = (torch.randn(shape, generator=generator).to(dtype) for _ in range(3))
+    x, identity, grad = (torch.randn(shape, generator=generator).to(DEVICE, dtype) for _ in range(3))
     if backend == 'plain':
         x, identity, grad, dtype = x.double(), identity.double(), grad.double(), torch.float64
     x, identity = (t.to(memory_format=LAYOUTS[layout]).requires_grad_() for t in (x, identity))
     norm = nn.BatchNorm2d(shape[1]).train(training)
     nn.init.uniform_(norm.weight, 0.5, 1.5, generator=torch.Generator().manual_seed(2))
+    norm.to(DEVICE)
     if backend == 'plain':
         norm = norm.double()
         excitation = excitation._replace(
@@ -65,9 +67,11 @@ def test_same_results_and_gradients(shape, layout, dtype, training, bias, factor
 def test_derivatives():
     """In float64 throughout, by finite differences."""
     parameters = [p.detach().double().requires_grad_() for p in excitation_of(4, 2)[:4]]
-    norm = nn.BatchNorm2d(4).double()
+    norm = nn.BatchNorm2d(4).double().to(DEVICE)
     generator = torch.Generator().manual_seed(3)
-    x, identity = (torch.randn(2, 4, 3, 3, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2))
+    x, identity = (
+        torch.randn(2, 4, 3, 3, generator=generator, dtype=torch.float64).to(DEVICE).requires_grad_() for _ in range(2)
+    )
 
     def tail(x, identity, weight, bias, *parameters):
         function = torch.func.functional_call
@@ -88,8 +92,8 @@ class _Call(nn.Module):
 
 def test_one_bias_alone():
     excitation = excitation_of(6, 3)._replace(b2=None)
-    tensors = torch.randn(2, 2, 6, 5, 5, generator=torch.Generator().manual_seed(0))
-    outs = [se_tail(*tensors, nn.BatchNorm2d(6), excitation, backend) for backend in ('plain', 'triton')]
+    tensors = torch.randn(2, 2, 6, 5, 5, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    outs = [se_tail(*tensors, nn.BatchNorm2d(6).to(DEVICE), excitation, backend) for backend in ('plain', 'triton')]
     torch.testing.assert_close(*outs)
 
 
@@ -151,12 +155,14 @@ def launches(monkeypatch):
 
 def test_number_of_launches(launches):
     """Of a bottleneck's tail in mixed precision, whose positions are split: 5 forward, 6 backward."""
-    block = SEBottleneck(256, 64, fused_se='triton')
+    block = SEBottleneck(256, 64, fused_se='triton').to(DEVICE)
     x, identity = (
-        torch.zeros(8, 256, 56, 56, dtype=torch.bfloat16).to(memory_format=torch.channels_last).requires_grad_()
+        torch.zeros(8, 256, 56, 56, dtype=torch.bfloat16, device=DEVICE)
+        .to(memory_format=torch.channels_last)
+        .requires_grad_()
         for _ in range(2)
     )
-    with torch.autocast('cpu', torch.bfloat16), Operations() as forward:
+    with torch.autocast(DEVICE, torch.bfloat16), Operations() as forward:
         out = block.tail(x, identity)
     assert launches.total() == 4 and forward.count.total() + launches.total() <= 5, (launches, forward.count)
     launches.clear()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from se_mm.ops import choose, plain_se_tail, se_tail
+from se_mm.ops import Excitation, choose, plain_se_tail, se_tail
 
 ROOT = Path(__file__).resolve().parents[2]
 FUSED = ('torch', 'triton')  # on a machine without a GPU the kernels run in Triton's interpreter
@@ -143,6 +143,19 @@ def test_deviation_survives_a_mean_ten_thousand_times_larger(backend):
 
 
 @pytest.mark.parametrize('backend', FUSED)
+@pytest.mark.parametrize('layout', ['contiguous', 'channels_last'])
+def test_rows_and_channels_without_variance(layout, backend):
+    shape = (3, 6, 5, 5)
+    x, identity, grad = maps(shape, torch.float32, layout)
+    x[1, 2] = 0.5
+    x[:, 4] = 0
+    tail = tail_for(shape)
+    exact = results(tail, x, identity, grad, 'plain', torch.float64)
+    for name, found in results(tail, x, identity, grad, backend).items():
+        torch.testing.assert_close(found.double(), exact[name], rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize('backend', FUSED)
 @pytest.mark.parametrize(
     'kwargs',
     [
@@ -205,6 +218,16 @@ def test_any_subset_may_need_gradients(needing, backend):
         assert (plain is None) == (fused is None)
         if plain is not None:
             torch.testing.assert_close(fused, plain)
+
+
+@pytest.mark.parametrize('backend', FUSED)
+def test_one_gate_for_all_channels(backend):
+    shape = (2, 6, 3, 3)
+    tail = tail_for(shape).double()
+    tail.gate = nn.Sequential(nn.Linear(6, 1), nn.Sigmoid()).double().to(DEVICE)
+    plain, fused = (results(tail, *maps(shape), name) for name in ('plain', backend))
+    for name, value in plain.items():
+        torch.testing.assert_close(fused[name], value, rtol=1e-6, atol=1e-9, msg=name)
 
 
 @pytest.mark.parametrize('backend', FUSED)
@@ -314,6 +337,15 @@ def test_mistakes_are_named(monkeypatch):
     for backend in ('torch', 'plain'):
         with pytest.raises(ValueError, match='more than 1 value per channel'):
             tail(x, identity, backend)
+    x, identity, _ = maps((2, 6, 3, 3), torch.float32)
+    other = nn.BatchNorm2d(4).to(DEVICE)
+    with pytest.raises(ValueError, match=r'weight of the norm: \(4,\) on .*, but maps .* need \(6,\)'):
+        se_tail(x, identity, other, torch.sigmoid, 'torch')
+    weights = torch.ones(2, 4, device=DEVICE), None, torch.ones(4, 2, device=DEVICE), None
+    with pytest.raises(ValueError, match=r'w1 of the gate: \(2, 4\) on .* need \(2, 6\)'):
+        se_tail(x, identity, tail.norm, Excitation(*weights), 'torch')
+    with pytest.raises(RuntimeError, match='expand'):
+        se_tail(x, identity, tail.norm, lambda z: z[:, :2], 'torch')
     tail.norm = nn.GroupNorm(2, 6).to(DEVICE)
     with pytest.raises(ValueError, match="backend='torch': GroupNorm is not BatchNorm2d.*choose 'plain'"):
         tail(x, identity, 'torch')
