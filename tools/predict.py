@@ -38,14 +38,16 @@ def parse_args():
 
 def main():
     args = parse_args()
-    names = [Path(image).name.partition('.')[0] for image in args.images]
+    cfg = load_config(args.config, args.cfg_options)
+    # pictures of a classifier have names that end at the first dot
+    names = [Path(image).name.partition('.' if cfg.default_scope == 'mmpretrain' else '/')[0] for image in args.images]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f'two images are named {twice[0]}, and so would be their pictures: choose one')
     check_images(args.images, 'the command line')
-    cfg = load_config(args.config, args.cfg_options)
     predict = predictor(cfg, str(fetch(args.checkpoint)), args.out_dir, device=args.device, score=args.score_thr)
     console = Console(stderr=True)
     with errors_name(args.out_dir):
+        args.out_dir.mkdir(parents=True, exist_ok=True)
         predictions = [predict(image) for image in track(args.images, 'images', console=console, transient=True)]
     write_json(args.out_dir / 'predictions.json', [prediction.content for prediction in predictions])
     table = Table('image', 'prediction', 'picture')

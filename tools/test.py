@@ -7,7 +7,7 @@ from mmcv.cnn import fuse_conv_bn
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from rich import print as rich_print
@@ -124,7 +124,9 @@ def main():
         runner.load_or_resume()
         fuse_conv_bn(runner.model)
     if cfg.get('compile'):  # MMEngine compiles training steps only
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
         model.compile(**(cfg.compile if isinstance(cfg.compile, dict) else {}))
     with errors_name(cfg.work_dir):
         metrics = runner.test()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.device import get_device
 from mmengine.dist import all_gather_object, is_main_process
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
@@ -55,6 +56,10 @@ def parse_args():
 
 
 def apply_args(cfg: Config, args: argparse.Namespace) -> None:
+    if not cfg.get('optim_wrapper'):
+        raise InputError(f'{args.config} has no optim_wrapper, which training needs')
+    if type_name(cfg.optim_wrapper) == 'AmpOptimWrapper' and get_device() == 'cpu' and not args.amp:
+        raise InputError('optim_wrapper.type=AmpOptimWrapper needs a GPU: add --amp, which takes bfloat16 on the CPU')
     if args.amp and torch.cuda.is_available():
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
@@ -63,7 +68,7 @@ def apply_args(cfg: Config, args: argparse.Namespace) -> None:
         for key in ('loss_scale', 'dtype', 'use_fsdp'):  # of AmpOptimWrapper
             cfg.optim_wrapper.pop(key, None)
     if args.auto_scale_lr:
-        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise InputError(f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size to scale from')
         cfg.auto_scale_lr.enable = True
     hooks = cfg.get('custom_hooks') or []
@@ -73,7 +78,7 @@ def apply_args(cfg: Config, args: argparse.Namespace) -> None:
         *(dict(type=f'se_mm.{name}') for name in ADDED_HOOKS if name not in given),
     ]
     if args.resume == 'auto':
-        cfg.resume, cfg.load_from = True, None
+        cfg.resume = True
     elif args.resume:
         cfg.resume, cfg.load_from = True, args.resume
     if args.skip_broken < 0:
@@ -102,11 +107,12 @@ def main():
     keep_two_checkpoints(cfg)
     if written := written_since_start(cfg.work_dir):  # this process replaces one that failed
         cfg.resume, cfg.load_from = True, written
+    elif args.resume == 'auto' or (cfg.get('resume') and not cfg.get('load_from')):
+        latest = latest_checkpoint(cfg.work_dir)
+        cfg.resume = latest is not None
+        cfg.load_from = latest or cfg.get('load_from')  # without a checkpoint, training starts with these weights
     if cfg.get('load_from'):
         cfg.load_from = str(fetch(cfg.load_from))  # MMEngine gets the file that is checked here
-    elif cfg.get('resume'):
-        cfg.load_from = latest_checkpoint(cfg.work_dir)
-        cfg.resume = cfg.load_from is not None
     checkpoint = cfg.get('load_from')
     found = {path and Path(path).name for path in all_gather_object(checkpoint)}
     if len(found) > 1:

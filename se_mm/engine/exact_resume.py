@@ -196,6 +196,7 @@ class ExactResumeHook(Hook):
             parameters[name].grad = gradient.to(parameters[name].device)
         for module, size in zip(_batch_resizers(model), state['sizes']):
             module._input_size = size
+        self.resumed = {}  # MMEngine has put the states of all processes on this one's GPU
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Tell the samples their epoch, and the first epoch after an interruption what to leave out."""
@@ -288,4 +289,7 @@ def _with_parts(loader: DataLoader, dataset: Dataset, batch_sampler: SeededBatch
     kept = ('num_workers', 'collate_fn', 'pin_memory', 'timeout', 'worker_init_fn', 'multiprocessing_context')
     kept += ('generator', 'prefetch_factor', 'persistent_workers', 'pin_memory_device')
     kept += ('in_order',) if hasattr(loader, 'in_order') else ()  # from torch 2.6 on
-    return DataLoader(dataset, batch_sampler=batch_sampler, **{name: getattr(loader, name) for name in kept})
+    new = DataLoader(dataset, batch_sampler=batch_sampler, **{name: getattr(loader, name) for name in kept})
+    # Hooks read these, such as mmpretrain's PreciseBNHook. DataLoader lets nobody set them beside a batch sampler.
+    vars(new).update(batch_size=loader.batch_size, drop_last=loader.drop_last)
+    return new

@@ -160,7 +160,7 @@ def _first_above(limits: Mapping[str, float], value: float) -> int:
 
 def _read_groups(path: Path, images: Sequence[str]) -> tuple[list[str], list[list[int]]]:
     try:
-        with path.open(newline='') as file:
+        with path.open(newline='', encoding='utf-8-sig') as file:
             rows = [(row['image'], row['group']) for row in csv.DictReader(file)]
     except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(

@@ -115,7 +115,8 @@ class OutliveSignal:
         self.then = then
 
     def __call__(self, worker: int) -> None:
-        os.setpgrp()
+        if hasattr(os, 'setpgrp'):  # not on Windows
+            os.setpgrp()
         for number in SIGNALS:
             if number != signal.SIGTERM:
                 signal.signal(number, signal.SIG_IGN)

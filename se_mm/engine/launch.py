@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 
 import psutil
 import torch
@@ -39,6 +40,7 @@ VARIABLES = dict(
 )
 # A full disk or quota, a folder that must not be written or is none.
 FULL_OR_CLOSED = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
+PATIENCE = timedelta(days=1)  # of processes that wait for the checks of another one
 STARTERS = dict(pytorch='tools/dist_train.sh or torchrun', slurm='srun', mpi="OpenMPI's mpirun")
 
 
@@ -109,14 +111,15 @@ def init_distributed(cfg: Config, launcher: str) -> None:
     processes = set_environment(launcher)
     if launcher == 'pytorch':
         end_with_launcher()
+    env = os.environ
+    # By default gloo takes the address of the machine's name, which often is one that no other machine reaches.
+    # With GPUs, too, states for checkpoints go through gloo.
+    if 'GLOO_SOCKET_IFNAME' not in env and (interface := _interface_towards(env['MASTER_ADDR'])):
+        env['GLOO_SOCKET_IFNAME'] = interface
     if torch.cuda.is_available():
         check_gpus(processes)
         init_dist(launcher, **cfg.get('env_cfg', {}).get('dist_cfg', dict(backend='nccl')))
         return
-    env = os.environ
-    # By default gloo takes the address of the machine's name, which often is one that no other machine reaches.
-    if 'GLOO_SOCKET_IFNAME' not in env and (interface := _interface_towards(env['MASTER_ADDR'])):
-        env['GLOO_SOCKET_IFNAME'] = interface
     dist.init_process_group('gloo')
     cfg.model_wrapper_cfg = cpu_wrapper(cfg)
 
@@ -150,13 +153,15 @@ def once_per_machine(check: Callable[[], None]) -> None:
         SystemExit: with code 1, in all processes, after an InputError of ``check`` was reported.
     """
     failed = False
+    # Backends end after 10 or 30 minutes of waiting, and millions of images on a slow disk take longer.
+    group = dist.new_group(backend='gloo', timeout=PATIENCE) if is_distributed() else None
     if not is_distributed() or os.environ['LOCAL_RANK'] == '0':
         try:
             check()
         except InputError as error:
             print_error(error)  # before the others end: a launcher ends the rest with the first of them
             failed = True
-    if any(all_gather_object(failed)):
+    if any(all_gather_object(failed, group)):
         sys.exit(1)
 
 

@@ -340,6 +340,9 @@ def test_tool_prints_one_line_and_writes_nothing(run, tmp_path, tmp_path_factory
         (['train.py', DETECTOR, '--compile'], 'compile: torch.compile needs a C++ compiler on a CPU'),
         (['test.py', DETECTOR, weights, '--compile'], 'compile: torch.compile needs a C++ compiler on a CPU'),
         (['train.py', broken], 'broken.py cannot be read'),
+        (['train.py', DETECTOR, '--cfg-options', 'optim_wrapper.type=AmpOptimWrapper'], 'needs a GPU: add --amp'),
+        (['train.py', DETECTOR, '--cfg-options', 'optim_wrapper=None'], 'has no optim_wrapper'),
+        (['train.py', DETECTOR, '--auto-scale-lr', '--cfg-options', 'auto_scale_lr=None'], 'no auto_scale_lr'),
     ):
         tool, *arguments = arguments
         environment = dict(CUDA_VISIBLE_DEVICES='', CXX='no-compiler')

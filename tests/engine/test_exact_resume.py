@@ -126,6 +126,11 @@ def test_average_and_accumulated_gradients(classifier, tmp_path):
     assert_exact(classifier, tmp_path, steps=(2, 4))
 
 
+def test_hook_that_asks_the_loader_for_its_batch_size(classifier, tmp_path):
+    classifier.custom_hooks.append(dict(type='PreciseBNHook', num_samples=12))
+    assert_exact(classifier, tmp_path, steps=(6,))
+
+
 def test_detector_with_images_of_several_sizes(detector, tmp_path):
     assert_exact(detector, tmp_path, steps=(4,))
 

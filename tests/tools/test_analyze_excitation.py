@@ -128,7 +128,8 @@ def test_process_with_one_image(run, small, scenes, tmp_path, free_port):
 def test_detector_and_groups(run, shapes, tmp_path):
     arguments = save(DETECTOR, tmp_path)
     names = sorted(path.name for path in (shapes / 'val').iterdir())
-    (tmp_path / 'groups.csv').write_text('image,group\n' + ''.join(f'{name},first\n' for name in names[:3]))
+    rows = ''.join(f'{name},first\n' for name in names[:3])
+    (tmp_path / 'groups.csv').write_text(f'image,group\n{rows}', encoding='utf-8-sig')  # as spreadsheets write it
     options = ['--groups', 'groups.csv', '--worth-images', 2, '--layers', 'SE_2_1', 'SE_5_2', '--out-dir', 'out']
     code, output = run(sys.executable, TOOL, *arguments, *options, *data(shapes))
     assert code == 0, output

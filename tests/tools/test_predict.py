@@ -48,21 +48,21 @@ def test_classifier(run, weights, photo, tmp_path):
     checkpoint, model = weights(CLASSIFIER)
     small = tmp_path / 'small.png'  # of CIFAR-10's size, which the pipeline leaves as it is
     cv2.imwrite(str(small), cv2.resize(cv2.imread(str(photo)), (32, 32)))
-    code, output = run(sys.executable, TOOLS / 'predict.py', CLASSIFIER, checkpoint, small, photo)
+    code, output = run(sys.executable, TOOLS / 'predict.py', CLASSIFIER, checkpoint, small, photo, '-o', 'new/out')
     assert code == 0 and 'small.png' in output, output
     pixels = torch.from_numpy(cv2.imread(str(small))[..., ::-1].copy()).permute(2, 0, 1).float()
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([125.307, 122.961, 113.8575], [51.5865, 50.847, 51.255]))
     with torch.no_grad():
         maps = model.backbone(((pixels - mean) / std)[None])[-1]
         scores = model.head.fc(maps.mean((2, 3))).softmax(1)[0]
-    answers = json.loads((tmp_path / 'predictions' / 'predictions.json').read_text())
+    answers = json.loads((tmp_path / 'new' / 'out' / 'predictions.json').read_text())
     assert len(answers) == 2 and answers[0]['image'] == str(small)
     best = scores.argsort(descending=True)[:5]
     assert [entry['label'] for entry in answers[0]['classes']] == best.tolist()
     assert [entry['class'] for entry in answers[0]['classes']] == [f'kind{i}' for i in best]
     assert [entry['score'] for entry in answers[0]['classes']] == pytest.approx(scores[best].tolist(), abs=1e-5)
-    assert cv2.imread(str(tmp_path / 'predictions' / 'small.png')).shape == (256, 256, 3)
-    assert cv2.imread(str(tmp_path / 'predictions' / 'photo.png')).shape == (256, 341, 3)
+    assert cv2.imread(str(tmp_path / 'new' / 'out' / 'small.png')).shape == (256, 256, 3)
+    assert cv2.imread(str(tmp_path / 'new' / 'out' / 'photo.png')).shape == (256, 341, 3)
 
 
 def test_detector(weights, photo, tmp_path):
@@ -87,6 +87,7 @@ def test_mistakes(run, weights, photo, tmp_path):
         predictor(load_config(DETECTOR), str(checkpoint), tmp_path)
     (tmp_path / 'text.png').write_text('no image')
     (tmp_path / 'other').mkdir()
+    (tmp_path / 'photo.heic').write_bytes(bytes(64))
     for images, message in (
         ([tmp_path / 'none.png'], 'none.png'),
         ([tmp_path / 'text.png'], 'text.png'),
@@ -94,3 +95,5 @@ def test_mistakes(run, weights, photo, tmp_path):
     ):
         code, output = run(sys.executable, TOOLS / 'predict.py', CLASSIFIER, checkpoint, *images)
         assert code == 1 and message in output and 'Traceback' not in output and not (tmp_path / 'predictions').exists()
+    code, output = run(sys.executable, TOOLS / 'predict.py', CLASSIFIER, checkpoint, tmp_path / 'photo.heic')
+    assert code == 1 and 'photo.heic is not of a kind that OpenCV can read' in output and 'Traceback' not in output

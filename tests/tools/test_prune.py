@@ -48,10 +48,10 @@ def test_classifier(prune, run, scenes, tmp_path):
     assert 0 <= after['top-1 error'] <= 100
 
     code, output = run(
-        sys.executable, TOOLS / 'train.py', 'small/net.py', '--cfg-options', data, 'train_cfg.max_epochs=1',
+        sys.executable, TOOLS / 'train.py', 'small/net.py', '--resume', '--cfg-options', data, 'train_cfg.max_epochs=1',
         'optim_wrapper.optimizer.lr=0.0',
     )  # fmt: skip
-    assert code == 0 and 'random weights' not in output, output
+    assert code == 0 and 'random weights' not in output, output  # of load_from, as there is nothing to resume yet
     weights = read_checkpoint(str(tmp_path / 'small' / 'net.pth'))['state_dict']
     trained = read_checkpoint('work_dirs/net/epoch_1.pth')['state_dict']
     assert all(torch.equal(trained[name], weights[name]) for name, _ in small.named_parameters())
