@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from conftest import ROOT, TOOLS
+from se_mm.analysis.comparison import signed
 from se_mm.weights import read_checkpoint
 
 
@@ -99,7 +100,7 @@ def test_two_machines(run_page):
 def test_report(run_page, tmp_path):
     output = run_page('report')
     assert re.search(
-        r'se_r18_scenes +│ top1 +│ [+-][\d.]+ +│ [+-][\d.]+ to [+-][\d.]+ +│ (inside the noise|better|worse)', output
+        r'se_r18_scenes +│ top1 +│ [+-]?[\d.]+ +│ [+-]?[\d.]+ to [+-]?[\d.]+ +│ (inside the noise|better|worse)', output
     )
     page = (tmp_path / 'report.html').read_text()
     assert page.count('data:image/svg+xml') == 2 and page.count('data:image/jpeg') >= 6 and 'note:' not in output
@@ -141,12 +142,13 @@ def test_tables_of_trained_networks(heading, network, seeds, layers):
     rows = re.findall(r'^\| (SE_\d_\d) \| (.*) \|$', section, re.MULTILINE)
     found = [json.loads((folder / f'{network}_seed{seed}.json').read_text())[0]['layers'] for seed in range(seeds)]
     keys = ('mean', 'from_mean', 'eta_squared_class', 'high', 'one_loss', 'mean_loss', 'shuffled_loss')
-    formats = ('{:.2f}', '{:.3f}', '{:.2f}', '{:.0%}', '{:+.2f}', '{:+.2f}', '{:+.2f}')
+    two_digits, points = '{:.2f}'.format, lambda loss: signed(loss, 2)
+    formats = (two_digits, '{:.3f}'.format, two_digits, '{:.0%}'.format, points, points, points)
     assert len(rows) == layers
     for (name, cells), *of_seeds in zip(rows, *found, strict=True):
         assert all(layer['name'] == name for layer in of_seeds)
         means = [sum(layer[key] for layer in of_seeds) / seeds for key in keys]
-        expected = [form.format(mean).replace('%', ' %') for form, mean in zip(formats, means)]
+        expected = [form(mean).replace('%', ' %') for form, mean in zip(formats, means)]
         assert cells.split(' | ') == [*expected, ', '.join(layer['role'] for layer in of_seeds)]
 
 

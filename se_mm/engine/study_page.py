@@ -157,13 +157,12 @@ def sentence(pair: Comparison, metric: str) -> str:
     baseline, network = pair.baseline.name, pair.network.name
     names = f'`{network}` and `{baseline}`'
     if found.low is None:
-        return f'{names}: a difference of {signed(found.value, 2)} in {label}; too few runs for an interval.'
+        return f'{names}: a difference of {signed(found.value, 2)} points in {label}; too few runs for an interval.'
     interval = f'(95 % interval: {signed(found.low, 2)} to {signed(found.high, 2)})'
     if found.verdict == 'inside the noise':
-        largest = max(abs(found.low), abs(found.high))
-        return f'{names} do not differ by more than {largest:.2f} in {label} {interval}.'
+        return f'{names}: the difference of {signed(found.value, 2)} points in {label} is within the noise {interval}.'
     verb = 'raises' if found.value > 0 else 'lowers'
-    return f'`{network}` {verb} the {label} of `{baseline}` by {abs(found.value):.2f} {interval}.'
+    return f'`{network}` {verb} the {label} of `{baseline}` by {abs(found.value):.2f} points {interval}.'
 
 
 def read_results(study: Study, folder: Path) -> StudyResults | None:
