@@ -1,6 +1,7 @@
 """What a process makes of what its launcher tells it. Real runs are in tests/tools/test_distributed.py."""
 
 import os
+import subprocess
 import sys
 
 import pytest
@@ -84,6 +85,34 @@ def test_processes_of_mpi_take_their_gpus(run, free_port):
     assert code == 0 and 'wraps for GPU 0' in output and 'checks' in output, output
     code, output = run(sys.executable, '-c', AS_IF_WITH_GPUS, 2, **env)
     assert code == 1 and '4 processes on this machine need 4 GPUs, but 2 are visible' in output, output
+
+
+SLOW_CHECK = """
+import time, torch
+from mmengine.config import Config
+from se_mm.engine import guard, init_distributed, once_per_machine
+torch.cuda.is_available, torch.cuda.device_count = (lambda: True), (lambda: 4)
+torch.cuda.set_device = lambda device: None
+with guard():
+    init_distributed(Config(dict(env_cfg=dict(dist_cfg=dict(backend='gloo', timeout=3)))), 'mpi')
+    once_per_machine(lambda: time.sleep(8))
+"""
+
+
+@pytest.mark.slow
+def test_processes_wait_longer_for_a_check_than_for_each_other(free_port):
+    env = os.environ | MPI | dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free_port), OMPI_COMM_WORLD_SIZE='2')
+    processes = [
+        subprocess.Popen(
+            [sys.executable, '-c', SLOW_CHECK],
+            env=env | dict(OMPI_COMM_WORLD_RANK=str(rank), OMPI_COMM_WORLD_LOCAL_RANK=str(rank), LOCAL_RANK=str(rank)),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
 
 
 class OwnWrapper(nn.Module):
