@@ -40,6 +40,10 @@ sys.exit(not os.path.isfile(os.path.join(sysconfig.get_path("include"), "Python.
         fail "no C++ compiler found to compile mmcv with: apt-get install g++, or leave out MMCV_WITH_OPS"
 fi
 
+if [ -e "$venv" ] && [ ! -e "$venv/.setup_env" ] && [ ! -e "$venv/.complete" ]; then
+    fail "$venv exists and is not of this script: move it away or delete it"
+fi
+
 started=$SECONDS
 step() {
     echo "[$1/3 $((SECONDS - started)) s] $2"
@@ -47,6 +51,8 @@ step() {
 
 step 1 "packages into $venv: 6 GB, 1 to 3 minutes"
 rm -rf "$venv"
+mkdir "$venv"
+touch "$venv/.setup_env" # may be replaced, also if what follows is interrupted
 "$python" -m venv "$venv" || fail "$python cannot make virtual environments: apt-get install python3-venv"
 export PATH="$venv/bin:$PATH" PIP_DISABLE_PIP_VERSION_CHECK=1
 quiet=-q
