@@ -13,6 +13,7 @@ from pathlib import Path
 
 TOOLS = Path(__file__).resolve().parent
 ROOT = TOOLS.parent
+BASE = ROOT if (ROOT / 'setup.py').is_file() else Path.cwd()  # an installed package keeps its own folder clean
 EPOCHS = re.compile(r'max_epochs=(\d+)')
 TRAINED = re.compile(r'Epoch\(train\)\s+\[(\d+)\]\[\s*(\d+)/(\d+)\].*eta')
 TESTED = re.compile(r'Epoch\(test\)\s+\[\s*(\d+)/(\d+)\]')
@@ -35,7 +36,7 @@ def run(command: Iterable, log: Path, advance: Callable[[float], None] = lambda 
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            cwd=ROOT,
+            cwd=BASE,
             env={**os.environ, **environment},
         )
         _running.add(process)

@@ -9,7 +9,7 @@ fi
 tools="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 export PYTHONPATH="$tools/..${PYTHONPATH:+:$PYTHONPATH}"
 gpus="${GPUS:-8}"
-per_node="${GPUS_PER_NODE:-8}"
+per_node="${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}"
 gres=()
 if [ "$per_node" -gt 0 ]; then gres=(--gres="gpu:$per_node" --ntasks-per-node="$per_node"); fi
 # SRUN_ARGS holds several arguments, so it is split.

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from follow import ROOT, end_all, train_and_test
+from follow import BASE, end_all, train_and_test
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -36,14 +36,14 @@ def parse_args():
     parser.add_argument(
         '--work-dir',
         type=Path,
-        default=ROOT / 'work_dirs' / 'studies',
+        default=BASE / 'work_dirs' / 'studies',
         metavar='DIR',
         help='logs and checkpoints [%(default)s]',
     )
     parser.add_argument(
         '--results',
         type=Path,
-        default=ROOT / 'docs' / 'evidence',
+        default=BASE / 'docs' / 'evidence',
         metavar='DIR',
         help='one JSON file a run [%(default)s]',
     )

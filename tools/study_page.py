@@ -10,8 +10,10 @@ import shlex
 import sys
 from pathlib import Path
 
+from follow import BASE
+
 from se_mm.engine import guard
-from se_mm.engine.studies import ROOT, read_study
+from se_mm.engine.studies import read_study
 from se_mm.engine.study_page import draw, read_results, render
 from se_mm.utils import InputError, write_json, written_whole
 
@@ -22,7 +24,7 @@ def parse_args():
     parser.add_argument(
         '--results',
         type=Path,
-        default=ROOT / 'docs' / 'evidence',
+        default=BASE / 'docs' / 'evidence',
         metavar='DIR',
         help='what tools/study.py stored [%(default)s]',
     )

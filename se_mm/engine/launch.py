@@ -50,7 +50,7 @@ def check_gpus(processes: int) -> None:
     if 0 < gpus < processes:
         raise InputError(
             f'{processes} processes on this machine need {processes} GPUs, but {gpus} are visible: start {gpus}, '
-            'or set CUDA_VISIBLE_DEVICES= to run on the CPU'
+            'ask Slurm for all GPUs of the machine (--gres=gpu:N), or set CUDA_VISIBLE_DEVICES= to run on the CPU'
         )
 
 
