@@ -127,6 +127,32 @@ def test_gates_in_python(tmp_path, monkeypatch):
     assert 'Gates of my network' in page and page.count('data:image/svg+xml') == 3
 
 
+def test_table_of_variants():
+    section = (ROOT / 'docs' / 'excitation.md').read_text().partition('### Variants\n')[2].partition('\n### ')[0]
+    rows = re.findall(r'^\| (se\S*) \| (.*) \|$', section, re.MULTILINE)
+    folder = ROOT / 'docs' / 'excitation' / 'cifar10_variants'
+    assert {f'{name}_r20_cifar10_seed0.json' for name, _ in rows} == {path.name for path in folder.iterdir()}
+    for name, cells in rows:
+        (found,) = json.loads((folder / f'{name}_r20_cifar10_seed0.json').read_text())
+        roles = {layer['name']: layer['role'] for layer in found['layers']}
+        (mean,) = (
+            each
+            for each in found['replacements']
+            if each['onwards'] and each['replacement'] == 'mean' and each['layer'] == next(iter(roles))
+        )
+        last = found['layers'][-1]
+        loss, low, high = (signed(mean[key], 2) for key in ('loss', 'low', 'high'))
+        assert cells.split(' | ') == [
+            f'{found["value"]:.2f}',
+            ', '.join(layer for layer, role in roles.items() if role == 'works') or '-',
+            str(list(roles.values()).count('static')),
+            f'{last["mean"]:.2f}',
+            f'{last["high"]:.0%}'.replace('%', ' %'),
+            last['role'],
+            f'{loss} ({low} to {high})',
+        ]
+
+
 @pytest.mark.parametrize(
     'heading, network, seeds, layers',
     [
