@@ -80,7 +80,7 @@ def test_seeds_are_compared(call, capsys, tmp_path):
     assert se['difference']['top5'] == dict(value=0.0, low=None, high=None, verdict='')
     table = (tmp_path / 'table.md').read_text()
     assert '| r18_scenes | 2.80 | 0.09 | 3 | 11.0 ± 1.0 | 0.0 ± 0.0 | - |' in table
-    assert '| se_r18_scenes | 2.82 | 0.09 | 3 | 8.0 ± 0.5 | 0.0 ± 0.0 (+0.0) | - |' in table
+    assert '| se_r18_scenes | 2.82 | 0.09 | 3 | 8.0 ± 0.5 | 0.0 ± 0.0 (0.0) | - |' in table
     assert f'| se_r18_scenes | top1 | -3.0 | {found["low"]:+.1f} to {found["high"]:+.1f} | better |' in table
 
 
