@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
+from tails import DEVICE
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -11,7 +12,6 @@ from se_mm.models import SELayer
 from se_mm.models.blocks import SEBottleneck
 from se_mm.ops import Excitation, excitation_kernels, kernels, se_tail
 
-DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 LAYOUTS = dict(contiguous=torch.contiguous_format, channels_last=torch.channels_last)
 SHAPES = [(1, 6, 5, 3), (3, 20, 7, 7), (2, 5, 70, 70)]  # of one and several splits, tiles that are not full
 

@@ -1,3 +1,5 @@
+"""What a fused tail computes, against plain operations."""
+
 import copy
 import itertools
 import subprocess
@@ -6,66 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tails import DEVICE, FUSED, maps, results, tail_for
 from torch import nn
 
-from se_mm.ops import Excitation, choose, plain_se_tail, se_tail
+from se_mm.ops import plain_se_tail
 
 ROOT = Path(__file__).resolve().parents[2]
-FUSED = ('torch', 'triton')  # on a machine without a GPU the kernels run in Triton's interpreter
-DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
-
-
-class Tail(nn.Module):
-    """Batch norm and gate with random weights and statistics; ``mode`` is train, eval or frozen."""
-
-    def __init__(self, channels, mode='train', bias=True, **kwargs):
-        super().__init__()
-        self.norm = nn.BatchNorm2d(channels, **kwargs)
-        if not bias:
-            self.norm.register_parameter('bias', None)
-        self.gate = nn.Sequential(nn.Linear(channels, 5), nn.ReLU(), nn.Linear(5, channels), nn.Sigmoid())
-        for tensor in self.norm.state_dict().values():
-            if tensor.is_floating_point():
-                nn.init.uniform_(tensor, 0.5, 1.5)
-        self.norm.train(mode == 'train')
-        self.norm.requires_grad_(mode != 'frozen')
-
-    def forward(self, x, identity, backend=None):
-        return se_tail(x, identity, self.norm, self.gate, backend)
-
-
-def maps(shape, dtype=torch.float64, layout='contiguous', offset=0.0, seed=0):
-    """x, identity and gradient of the output."""
-    generator = torch.Generator().manual_seed(seed)
-    if layout == 'strided':
-        shape = (*shape[:2], 2 * shape[2], shape[3])
-    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64).to(DEVICE) for _ in range(3)]
-    tensors[0] += offset
-    tensors = [t.to(dtype) for t in tensors]
-    if layout == 'strided':
-        tensors = [t[:, :, ::2] for t in tensors]
-    if layout == 'channels_last':
-        tensors = [t.contiguous(memory_format=torch.channels_last) for t in tensors]
-    return tensors
-
-
-def results(tail, x, identity, grad, backend, dtype=None):
-    """Output, gradients of x, identity and all parameters, and running statistics; the tail is left as it was."""
-    tail = copy.deepcopy(tail)
-    if dtype is not None:
-        tail, x, identity, grad = tail.to(dtype), x.to(dtype), identity.to(dtype), grad.to(dtype)
-    x, identity = x.detach().requires_grad_(), identity.detach().requires_grad_()
-    out = tail(x, identity, backend)
-    out.backward(grad)
-    named = dict(out=out.detach(), x=x.grad, identity=identity.grad)
-    named |= {name: p.grad for name, p in tail.named_parameters() if p.requires_grad}
-    named |= {name: b.double() for name, b in tail.named_buffers()}
-    return named
-
-
-def tail_for(shape, mode='train', **kwargs):
-    torch.manual_seed(0)
-    return Tail(shape[1], mode, **kwargs).to(DEVICE)
 
 
 def away_from_the_kink(tail, x, identity):
@@ -277,127 +225,6 @@ def test_only_x_and_output_are_stored_for_backward(backend):
     assert sum(stored.values()) < 1.02 * (x.nbytes + out.nbytes)
 
 
-def test_choice_gives_its_reason():
-    x, identity, _ = maps((2, 6, 160, 160), torch.float32)
-    norm = nn.BatchNorm2d(6).to(DEVICE)
-    assert choose(x, identity, norm).backend == ('triton' if x.is_cuda else 'torch')
-    hooked = copy.deepcopy(norm)
-    hooked.register_forward_hook(lambda *args: None)
-    for arguments, words in {
-        (x, identity, nn.GroupNorm(2, 6)): 'GroupNorm is not',
-        (x, identity, hooked): 'BatchNorm2d has hooks',
-        (x, identity.double(), norm): 'identity differs',
-        (x, identity[:1], norm): 'identity differs',
-        (x.int(), identity.int(), norm): 'torch.int32',
-        (x[0], identity[0], norm): '(6, 160, 160)',
-        (x[:0], identity[:0], norm): '(0, 6, 160, 160)',
-        (x.to('meta'), identity.to('meta'), norm): 'meta',
-    }.items():
-        choice = choose(*arguments)
-        assert choice.backend == 'plain' and words in choice.reason, choice
-    if not x.is_cuda:
-        small = choose(x[:, :, :9, :9], identity[:, :, :9, :9], norm)
-        assert small.backend == 'plain' and 'faster so on the CPU' in small.reason
-    with torch.no_grad():
-        assert choose(x, identity, norm).backend == ('triton' if x.is_cuda else 'plain')
-
-
-def test_what_cannot_be_fused_is_computed_all_the_same():
-    shape = (2, 6, 3, 3)
-    tail = tail_for(shape)
-    tail.norm = nn.GroupNorm(2, 6).to(DEVICE)
-    tensors = maps(shape, torch.float32)
-    default, plain = results(tail, *tensors, None), results(tail, *tensors, 'plain')
-    assert all(torch.equal(value, default[name]) for name, value in plain.items())
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason='here Triton starts')
-def test_where_triton_does_not_start_is_said_once(monkeypatch):
-    """As on a GPU without a C compiler."""
-    from se_mm.ops import choice
-
-    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (9, 0))
-    choice._why_no_driver.cache_clear()
-    with pytest.warns(UserWarning, match='SE is not fused: Triton does not start .*. Install gcc') as warned:
-        whys = [choice._why_not_triton(torch.device('cuda')) for _ in range(2)]
-    assert len(warned) == 1 and whys[0] == whys[1] and whys[0].startswith('Triton does not start')
-
-
-def test_mistakes_are_named(monkeypatch):
-    x = torch.rand(2, 6, 3, 3)
-    with pytest.raises(ValueError, match="backend='torch': identity differs from x in shape"):
-        se_tail(x, x[:, :3], nn.BatchNorm2d(6), torch.sigmoid, 'torch')
-    monkeypatch.delenv('TRITON_INTERPRET', raising=False)
-    with pytest.raises(ValueError, match="backend='triton': Triton needs a GPU, and x is on cpu"):
-        se_tail(x, x, nn.BatchNorm2d(6), torch.sigmoid, 'triton')
-    tail = tail_for((1, 6, 1, 1))
-    x, identity, _ = maps((1, 6, 1, 1), torch.float32)
-    with pytest.raises(ValueError, match="'cuda'.*'plain', 'torch', 'triton'"):
-        tail(x, identity, 'cuda')
-    for backend in ('torch', 'plain'):
-        with pytest.raises(ValueError, match='more than 1 value per channel'):
-            tail(x, identity, backend)
-    x, identity, _ = maps((2, 6, 3, 3), torch.float32)
-    other = nn.BatchNorm2d(4).to(DEVICE)
-    with pytest.raises(ValueError, match=r'weight of the norm: \(4,\) on .*, but maps .* need \(6,\)'):
-        se_tail(x, identity, other, torch.sigmoid, 'torch')
-    weights = torch.ones(2, 4, device=DEVICE), None, torch.ones(4, 2, device=DEVICE), None
-    with pytest.raises(ValueError, match=r'w1 of the gate: \(2, 4\) on .* need \(2, 6\)'):
-        se_tail(x, identity, tail.norm, Excitation(*weights), 'torch')
-    with pytest.raises(RuntimeError, match='expand'):
-        se_tail(x, identity, tail.norm, lambda z: z[:, :2], 'torch')
-    tail.norm = nn.GroupNorm(2, 6).to(DEVICE)
-    with pytest.raises(ValueError, match="backend='torch': GroupNorm is not BatchNorm2d.*choose 'plain'"):
-        tail(x, identity, 'torch')
-
-
-@pytest.mark.usefixtures('needs_compiler')
-@pytest.mark.parametrize('mode', ['train', 'eval'])
-@pytest.mark.slow
-def test_compiled_without_graph_breaks(mode):
-    shape = (3, 8, 5, 7)
-    tail = tail_for(shape, mode)
-    tensors = maps(shape, torch.float32)
-    eager = results(tail, *tensors, 'torch')
-    compiled = copy.deepcopy(tail)
-    # Inductor does not quote the path of torch's headers for the C++ compiler
-    compiled.compile(fullgraph=True, backend='aot_eager' if ' ' in torch.__file__ else 'inductor')
-    x, identity = tensors[0].requires_grad_(), tensors[1].requires_grad_()
-    out = compiled(x, identity)
-    out.backward(tensors[2])
-    torch.testing.assert_close(out.detach(), eager['out'], rtol=1e-5, atol=1e-5)
-    for name, grad in dict(x=x.grad, identity=identity.grad).items():
-        torch.testing.assert_close(grad, eager[name], rtol=1e-5, atol=1e-5)
-    for name, tensor in [*compiled.named_parameters(), *compiled.named_buffers()]:
-        got = tensor.double() if tensor.grad is None else tensor.grad
-        torch.testing.assert_close(got, eager[name], rtol=1e-5, atol=1e-5)
-
-
-def test_exported_as_standard_operations():
-    shape = (2, 6, 3, 3)
-    tail = tail_for(shape, 'eval')
-    x, identity, _ = maps(shape, torch.float32)
-    program, plain = (torch.export.export(tail, arguments) for arguments in ((x, identity), (x, identity, 'plain')))
-    operations, expected = ([str(n.target) for n in p.graph.nodes if n.op == 'call_function'] for p in (program, plain))
-    if hasattr(torch.compiler, 'is_exporting'):  # torch 2.5 does not tell: it exports the passes
-        assert operations == expected and operations
-    torch.testing.assert_close(program.module()(x, identity), tail(x, identity, 'plain'))
-    traced = torch.jit.trace(tail, (x, identity))
-    torch.testing.assert_close(traced(x, identity), tail(x, identity, 'plain'))
-
-
-@pytest.mark.parametrize('backend', [None, *FUSED])
-@pytest.mark.parametrize('mode', ['train', 'eval'])
-def test_symbolic_traces_have_standard_operations(mode, backend):
-    shape = (2, 6, 3, 3)
-    tail = tail_for(shape, mode).double()
-    x, identity, _ = maps(shape)
-    traced = torch.fx.symbolic_trace(tail, concrete_args=dict(backend=backend))
-    assert 'norm' in [node.target for node in traced.graph.nodes if node.op == 'call_module']
-    with torch.no_grad():
-        torch.testing.assert_close(traced(x, identity, backend), tail(x, identity, 'plain'))
-
-
 @pytest.mark.parametrize('backend', FUSED)
 def test_autocast(backend):
     shape = (2, 6, 5, 5)
@@ -416,7 +243,7 @@ SYNC = """
 import copy, sys, torch, torch.distributed as dist
 from torch import nn
 sys.path.insert(0, 'tests/ops')
-from test_tail import Tail, maps, results, tail_for
+from tails import maps, results, tail_for
 rank, backend = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group('gloo', init_method=f'file://{sys.argv[3]}', rank=rank, world_size=2)
 shape = (5, 6, 4, 3)
