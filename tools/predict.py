@@ -8,6 +8,7 @@ The pictures and predictions.json, with all scores and boxes (x1, y1, x2, y2 in 
 import argparse
 from pathlib import Path
 
+from mmcv import imread
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -43,7 +44,10 @@ def main():
     names = [Path(image).name.partition('.' if cfg.default_scope == 'mmpretrain' else '/')[0] for image in args.images]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f'two images are named {twice[0]}, and so would be their pictures: choose one')
-    check_images(args.images, 'the command line')
+    checked = check_images(args.images, 'the command line')
+    for image in args.images:
+        if image not in checked and imread(image) is None:  # of a kind that the check does not know
+            raise InputError(f'{image} is not of a kind that OpenCV can read: save it as JPEG or PNG')
     predict = predictor(cfg, str(fetch(args.checkpoint)), args.out_dir, device=args.device, score=args.score_thr)
     console = Console(stderr=True)
     with errors_name(args.out_dir):

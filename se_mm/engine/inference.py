@@ -158,10 +158,7 @@ def _classifier(
     inferencer = ImageClassificationInferencer(model, device=device, classes=classes)
 
     def classify(image: str) -> Prediction:
-        pixels = imread(image)
-        if pixels is None:
-            raise InputError(f'{image} is not of a kind that OpenCV can read: save it as JPEG or PNG')
-        small = min(pixels.shape[:2]) < SMALLEST
+        small = min(imread(image).shape[:2]) < SMALLEST
         (answer,) = inferencer(image, show_dir=folder, resize=SMALLEST if small else None)
         scores = answer['pred_scores']
         best = [
