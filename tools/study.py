@@ -9,6 +9,7 @@ RESULTS/STUDY/CONFIG_seedN.json.
 """
 
 import argparse
+import itertools
 import os
 import signal
 import socket
@@ -16,7 +17,9 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
+from queue import SimpleQueue
 
+import torch
 from follow import BASE, end_all, train_and_test
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -48,7 +51,7 @@ def parse_args():
         help='one JSON file a run [%(default)s]',
     )
     parser.add_argument('--first', type=int, metavar='N', help='only the first N runs of the study')
-    parser.add_argument('--jobs', type=int, default=1, help='runs at a time [1]')
+    parser.add_argument('--jobs', type=int, default=1, help='runs at a time; they share the GPUs evenly [1]')
     return parser.parse_args()
 
 
@@ -81,25 +84,41 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def finish(run: StudyRun, folder: Path, args: argparse.Namespace, follower: Follower) -> None:
-    """Bring a run to its end and store what came out."""
+def gpu_shares(jobs: int, processes: int) -> list[str]:
+    """CUDA_VISIBLE_DEVICES of each job: a GPU for each process, the first GPU again after the last.
+
+    Without GPUs, the values are empty.
+    """
+    count = torch.cuda.device_count()
+    names = os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(count)))
+    gpus = itertools.cycle(names.split(',')[:count] or [''])
+    return [','.join(itertools.islice(gpus, max(1, min(processes, count)))) for _ in range(jobs)]
+
+
+def finish(run: StudyRun, folder: Path, args: argparse.Namespace, follower: Follower, gpus: SimpleQueue) -> None:
+    """Bring a run to its end, on one of the shares of GPUs, and store what came out."""
     advance = follower.start(run.name)
     remember_start(run, folder)
     options, processes = run.arguments(), run.study.processes
     if args.data_root:
         options.append(f'data_root={Path(args.data_root).resolve()}')
     threads = max(1, (os.cpu_count() or 1) // (args.jobs * processes))
-    train_and_test(
-        run.config,
-        folder,
-        processes=processes if processes > 1 else 0,
-        share=1 - TEST_SHARE,
-        advance=advance,
-        options=options,
-        train_options=run.study.train_options,
-        OMP_NUM_THREADS=os.environ.get('OMP_NUM_THREADS', str(threads)),
-        PORT=str(free_port()),  # of the distributed launcher: others run beside it
-    )
+    share = gpus.get()
+    try:
+        train_and_test(
+            run.config,
+            folder,
+            processes=processes if processes > 1 else 0,
+            share=1 - TEST_SHARE,
+            advance=advance,
+            options=options,
+            train_options=run.study.train_options,
+            CUDA_VISIBLE_DEVICES=share,
+            OMP_NUM_THREADS=os.environ.get('OMP_NUM_THREADS', str(threads)),
+            PORT=str(free_port()),  # of the distributed launcher: others run beside it
+        )
+    finally:
+        gpus.put(share)
     path = write_result(run, folder, args.results)
     advance(1.0)
     follower.say(f'{run.name}: {path}')
@@ -120,11 +139,14 @@ def main():
     console.print(f'{study.name}: {len(runs)} runs, {len(runs) - len(todo)} finished. Logs: {work}')
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
+    gpus = SimpleQueue()
+    for share in gpu_shares(args.jobs, study.processes):
+        gpus.put(share)
     columns = TextColumn('{task.description:30}'), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     bars = Progress(*columns, console=console, speed_estimate_period=7200, disable=not console.is_terminal)
     with bars as progress, ThreadPoolExecutor(args.jobs) as pool:
         follower = Follower(progress, len(todo))
-        futures = [pool.submit(finish, run, folder, args, follower) for run, folder in todo]
+        futures = [pool.submit(finish, run, folder, args, follower, gpus) for run, folder in todo]
         try:
             pending = futures
             while pending:  # short waits: a signal that another thread has received is seen between two

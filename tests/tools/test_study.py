@@ -67,6 +67,29 @@ def test_study_goes_on_after_an_interruption(run, scenes, tmp_path):
     assert all(run.is_finished(tmp_path / 'results') for run in read_study(path).runs())
 
 
+@pytest.mark.parametrize(
+    ('count', 'visible', 'jobs', 'processes', 'shares'),
+    [
+        (4, None, 3, 1, ['0', '1', '2']),
+        (2, None, 3, 1, ['0', '1', '0']),
+        (4, '5,GPU-a,7,2', 2, 2, ['5,GPU-a', '7,2']),
+        (3, None, 2, 2, ['0,1', '2,0']),
+        (2, None, 2, 4, ['0,1', '0,1']),
+        (0, None, 2, 1, ['', '']),
+        (0, '', 1, 2, ['']),
+    ],
+)
+def test_runs_at_a_time_have_gpus_of_their_own(monkeypatch, count, visible, jobs, processes, shares):
+    monkeypatch.syspath_prepend(TOOLS)
+    from study import gpu_shares
+
+    monkeypatch.setattr('torch.cuda.device_count', lambda: count)
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    if visible is not None:
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
+    assert gpu_shares(jobs, processes) == shares
+
+
 def test_configs_take_turns(tmp_path):
     groups = [dict(configs=['tiny', 'se_tiny'], seeds=[0, 1]), dict(configs=['tiny'], seeds=[2])]
     study = read_study(write_study(tmp_path, dict(processes=2, runs=groups)))
