@@ -87,7 +87,7 @@ def print_table(metrics: dict) -> None:
 def main():
     args = parse_args()
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
-    apply_arguments(cfg, args)
+    apply_arguments(cfg, args, loaders=['test_dataloader'])
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise InputError(f'--out {args.out}: the name has to end in .pkl or .pickle')
     if args.fuse_conv_bn and any(type_name(hook) == 'EMAHook' for hook in cfg.get('custom_hooks') or ()):

@@ -77,10 +77,6 @@ def apply_args(cfg: Config, args: argparse.Namespace) -> None:
         *hooks,
         *(dict(type=f'se_mm.{name}') for name in ADDED_HOOKS if name not in given),
     ]
-    if args.resume == 'auto':
-        cfg.resume = True
-    elif args.resume:
-        cfg.resume, cfg.load_from = True, args.resume
     if args.skip_broken < 0:
         raise InputError(f'--skip-broken {args.skip_broken}: expected 0 or more images')
 
@@ -98,16 +94,21 @@ def keep_two_checkpoints(cfg: Config) -> None:
             )
 
 
-def main():
-    args = parse_args()
-    cfg = load_config(args.config, args.cfg_options, args.work_dir)
-    apply_arguments(cfg, args)
-    apply_args(cfg, args)
-    init_distributed(cfg, args.launcher)
-    keep_two_checkpoints(cfg)
+def choose_checkpoint(cfg: Config, resume: str | None) -> str | None:
+    """Let ``resume`` and ``load_from`` of a config say what training starts from, on all machines alike.
+
+    Args:
+        cfg: config; changed.
+        resume: the option ``--resume``, ``auto`` for the latest checkpoint.
+
+    Returns:
+        The file to start from, if any.
+    """
     if written := written_since_start(cfg.work_dir):  # this process replaces one that failed
         cfg.resume, cfg.load_from = True, written
-    elif args.resume == 'auto' or (cfg.get('resume') and not cfg.get('load_from')):
+    elif resume and resume != 'auto':
+        cfg.resume, cfg.load_from = True, resume
+    elif resume or (cfg.get('resume') and not cfg.get('load_from')):
         latest = latest_checkpoint(cfg.work_dir)
         cfg.resume = latest is not None
         cfg.load_from = latest or cfg.get('load_from')  # without a checkpoint, training starts with these weights
@@ -120,6 +121,17 @@ def main():
             f'machines would resume from different checkpoints, {" and ".join(sorted(map(str, found)))}: put the '
             'right one where all find it and name it, --resume CHECKPOINT'
         )
+    return checkpoint
+
+
+def main():
+    args = parse_args()
+    cfg = load_config(args.config, args.cfg_options, args.work_dir)
+    apply_arguments(cfg, args)
+    apply_args(cfg, args)
+    init_distributed(cfg, args.launcher)
+    keep_two_checkpoints(cfg)
+    checkpoint = choose_checkpoint(cfg, args.resume)
     record = Path(cfg.work_dir, 'broken_images.txt')
     locks = []  # kept until the process ends
 

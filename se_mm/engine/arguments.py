@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 
 from mmengine.config import Config, DictAction
 
@@ -80,8 +81,13 @@ def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return args
 
 
-def apply_arguments(cfg: Config, args: argparse.Namespace) -> None:
+def apply_arguments(cfg: Config, args: argparse.Namespace, loaders: Sequence[str] = LOADERS) -> None:
     """Put into a config what the shared arguments ask for.
+
+    Args:
+        cfg: config; changed.
+        args: arguments of :func:`add_arguments`.
+        loaders: keys of the data loaders that will be used.
 
     Raises:
         InputError: images shall be kept by workers that end with every epoch.
@@ -96,16 +102,16 @@ def apply_arguments(cfg: Config, args: argparse.Namespace) -> None:
     if hooks:
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or ()), *(dict(type=name) for name in hooks)]
     if args.cache_images:
-        cache_images(cfg)
+        cache_images(cfg, loaders)
 
 
-def cache_images(cfg: Config) -> None:
-    """Let all data sets of a config load images by :class:`se_mm.datasets.LoadImageOnce`.
+def cache_images(cfg: Config, loaders: Sequence[str]) -> None:
+    """Let the data sets of some loaders of a config load images by :class:`se_mm.datasets.LoadImageOnce`.
 
     Raises:
         InputError: workers that load images end with every epoch, and what they keep with them.
     """
-    for key in LOADERS:
+    for key in loaders:
         loader = cfg.get(key)
         if not loader:
             continue

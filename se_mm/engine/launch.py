@@ -116,11 +116,13 @@ def init_distributed(cfg: Config, launcher: str) -> None:
     # With GPUs, too, states for checkpoints go through gloo.
     if 'GLOO_SOCKET_IFNAME' not in env and (interface := _interface_towards(env['MASTER_ADDR'])):
         env['GLOO_SOCKET_IFNAME'] = interface
+    options = cfg.get('env_cfg', {}).get('dist_cfg', dict(backend='nccl'))
     if torch.cuda.is_available():
         check_gpus(processes)
-        init_dist(launcher, **cfg.get('env_cfg', {}).get('dist_cfg', dict(backend='nccl')))
+        init_dist(launcher, **options)
         return
-    dist.init_process_group('gloo')
+    seconds = options.get('timeout')
+    dist.init_process_group('gloo', timeout=None if seconds is None else timedelta(seconds=seconds))
     cfg.model_wrapper_cfg = cpu_wrapper(cfg)
 
 

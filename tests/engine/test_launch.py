@@ -75,44 +75,56 @@ with guard():
 """
 
 
-def test_processes_of_mpi_take_their_gpus(run, free_port):
+def test_processes_of_mpi_take_their_gpus(run, free_port, tmp_path):
     """MMEngine takes the GPU of OpenMPI's number and wraps the model for that of LOCAL_RANK."""
+    program = tmp_path / 'program.py'
+    program.write_text(AS_IF_WITH_GPUS)
     told = MPI | dict(OMPI_COMM_WORLD_RANK=0, OMPI_COMM_WORLD_SIZE=1)
     env = dict(told, MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port, LOCAL_RANK=0)
-    code, output = run(sys.executable, '-c', AS_IF_WITH_GPUS, 4, **env)
+    code, output = run(sys.executable, program, 4, **env)
     assert code == 0 and 'takes GPU 1' in output and 'wraps for GPU 1' in output and 'checks' not in output, output
-    code, output = run(sys.executable, '-c', AS_IF_WITH_GPUS, 4, **env | dict(OMPI_COMM_WORLD_LOCAL_RANK=0))
+    code, output = run(sys.executable, program, 4, **env | dict(OMPI_COMM_WORLD_LOCAL_RANK=0))
     assert code == 0 and 'wraps for GPU 0' in output and 'checks' in output, output
-    code, output = run(sys.executable, '-c', AS_IF_WITH_GPUS, 2, **env)
+    code, output = run(sys.executable, program, 2, **env)
     assert code == 1 and '4 processes on this machine need 4 GPUs, but 2 are visible' in output, output
 
 
 SLOW_CHECK = """
-import time, torch
+import sys, time, torch
 from mmengine.config import Config
+from mmengine.dist import barrier, get_rank
 from se_mm.engine import guard, init_distributed, once_per_machine
-torch.cuda.is_available, torch.cuda.device_count = (lambda: True), (lambda: 4)
-torch.cuda.set_device = lambda device: None
+if sys.argv[1] == 'GPUs':
+    torch.cuda.is_available, torch.cuda.device_count = (lambda: True), (lambda: 4)
+    torch.cuda.set_device = lambda device: None
 with guard():
     init_distributed(Config(dict(env_cfg=dict(dist_cfg=dict(backend='gloo', timeout=3)))), 'mpi')
     once_per_machine(lambda: time.sleep(8))
+    print('checked', flush=True)
+    time.sleep(8 * get_rank())
+    barrier()
 """
 
 
 @pytest.mark.slow
-def test_processes_wait_longer_for_a_check_than_for_each_other(free_port):
+@pytest.mark.parametrize('device', ['GPUs', 'CPU'])
+def test_processes_wait_longer_for_a_check_than_for_each_other(forking, free_port, tmp_path, device):
+    program = tmp_path / 'program.py'
+    program.write_text(SLOW_CHECK)
     env = os.environ | MPI | dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free_port), OMPI_COMM_WORLD_SIZE='2')
     processes = [
         subprocess.Popen(
-            [sys.executable, '-c', SLOW_CHECK],
+            [forking / 'python', program, device],
             env=env | dict(OMPI_COMM_WORLD_RANK=str(rank), OMPI_COMM_WORLD_LOCAL_RANK=str(rank), LOCAL_RANK=str(rank)),
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         for rank in range(2)
     ]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert all('checked' in output for output, _ in outputs), outputs
+    assert processes[0].returncode and 'timed out' in outputs[0][1].lower(), outputs
 
 
 class OwnWrapper(nn.Module):

@@ -16,7 +16,7 @@ from se_mm.datasets import LoadImageOnce
 from se_mm.engine.arguments import apply_arguments, cache_images
 from se_mm.engine.hooks import ChannelsLastHook
 from se_mm.utils import InputError
-from se_mm.utils.config import load_config, use_scope
+from se_mm.utils.config import LOADERS, load_config, use_scope
 
 CLASSIFIER = CONFIGS / 'quickstart' / 'se_r18_scenes.py'
 
@@ -103,9 +103,10 @@ def test_cached_images_are_those_of_the_files(scenes, monkeypatch):
 def test_images_cannot_be_kept_by_workers_that_end(scenes):
     cfg = load_config(CLASSIFIER, {'train_dataloader.num_workers': 2})
     with pytest.raises(InputError, match='set train_dataloader.persistent_workers=True'):
-        cache_images(cfg)
+        cache_images(cfg, LOADERS)
+    cache_images(cfg, ['test_dataloader'])
     cfg.train_dataloader.persistent_workers = True
-    cache_images(cfg)
+    cache_images(cfg, LOADERS)
     loads = [cfg[f'{split}_dataloader'].dataset.pipeline[0].type for split in ('train', 'val', 'test')]
     assert loads == ['se_mm.LoadImageOnce'] * 3
 
