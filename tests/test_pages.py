@@ -36,6 +36,20 @@ def test_mmdet_config(run_page, tmp_path):
     assert re.search(r'faster_rcnn_se \W+ [\d.]+', output)
 
 
+def test_mmpretrain_config(run_page, tmp_path):
+    run_page('mmpretrain_config')
+    assert "checkpoint='timm://" not in (tmp_path / 'se_r50.py').read_text()
+    assert "checkpoint='timm://seresnet50.ra2_in1k'" in (tmp_path / 'se_r50_cub.py').read_text()
+    assert (
+        0
+        <= json.loads((tmp_path / 'work_dirs' / 'se_scenes' / 'metrics.json').read_text())['metrics'][
+            'scene_error/top1'
+        ]
+        <= 100
+    )
+    assert cv2.imread(str(tmp_path / 'predictions' / 'Places365_val_00000001.png')) is not None
+
+
 def test_coco_data(run_page, tmp_path):
     run_page('coco_data')
     metrics = json.loads((tmp_path / 'work_dirs' / 'mine' / 'metrics.json').read_text())['metrics']

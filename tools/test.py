@@ -19,6 +19,7 @@ from se_mm.engine.arguments import add_arguments, apply_arguments, parse_argumen
 from se_mm.engine.drawing import DrawInChild
 from se_mm.engine.results import coco_metrics, save_predictions, write_metrics
 from se_mm.engine.tta import KINDS, merged_views, tested_dataset
+from se_mm.engine.work_dirs import lock_work_dir
 from se_mm.utils import InputError, errors_name
 from se_mm.utils.config import load_config, type_name
 from se_mm.weights import fetch
@@ -105,7 +106,14 @@ def main():
     if args.classwise and not kinds:
         raise InputError(f'--classwise: {args.config} has no COCO evaluator')
     init_distributed(cfg, args.launcher)
-    once_per_machine(lambda: check_config(cfg, training=False, checkpoint=args.checkpoint))
+    locks = []  # kept until the process ends
+
+    def check() -> None:
+        check_config(cfg, training=False, checkpoint=args.checkpoint)
+        if is_main_process():
+            locks.append(lock_work_dir(cfg.work_dir, 'evaluation'))
+
+    once_per_machine(check)
     if tta:
         tested_dataset(cfg).pipeline, merging = tta
         cfg.model = ConfigDict(**merging, module=cfg.model)

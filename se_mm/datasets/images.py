@@ -52,11 +52,10 @@ def check_images(paths: list[str], source: str, skippable: int | None = None) ->
         InputError: with the number of broken files and the first of them.
     """
     paths = list(dict.fromkeys(paths))
-    cache = Cache(source)
     sizes, bad, strange = {}, [], []
     began = time.monotonic()
     chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]
-    with any_size(), ThreadPoolExecutor(THREADS) as pool:
+    with Cache(source) as cache, any_size(), ThreadPoolExecutor(THREADS) as pool:
         for i, results in enumerate(pool.map(_look_at, chunks, repeat(cache.known))):
             for path, entry, problem in results:
                 if problem:
@@ -70,7 +69,6 @@ def check_images(paths: list[str], source: str, skippable: int | None = None) ->
             if time.monotonic() - began > INTERVAL:
                 began = time.monotonic()
                 _log(f'{source}: {min((i + 1) * CHUNK, len(paths))} of {len(paths)} images are checked', logging.INFO)
-    cache.save()
     if strange:
         _log(f'{source}: {len(strange)} of {len(paths)} images have strange sizes: {_first(strange)}')
     if bad:
@@ -177,7 +175,7 @@ def _is_whole(file: BinaryIO, kind: str | None) -> bool:
 
 
 class Cache:
-    """What is known of the images of a list or folder.
+    """What is known of the images of a list or folder, and kept at the end of a ``with`` block.
 
     ``known`` and ``found`` map paths to length, time in nanoseconds, width and height.
     """
@@ -194,11 +192,15 @@ class Cache:
         except (OSError, ValueError, KeyError, TypeError):  # none yet, or damaged
             pass
 
-    def save(self) -> None:
-        """Write what was found, if that is news; a folder that cannot be written costs time only."""
-        if self.found != self.known:
+    def __enter__(self) -> Cache:
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Add what was found, also until an interruption. A folder that cannot be written costs time only."""
+        images = self.known | self.found
+        if images != self.known:
             try:
                 with written_whole(self.path) as partial:
-                    partial.write_text(json.dumps(dict(version=VERSION, images=self.found)))
+                    partial.write_text(json.dumps(dict(version=VERSION, images=images)))
             except OSError:
                 pass

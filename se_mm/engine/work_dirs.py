@@ -1,4 +1,4 @@
-"""The work dir of a training: one training at a time, and its latest checkpoint."""
+"""Work dirs: one training and one evaluation at a time, and the latest checkpoint."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from se_mm.weights import read_checkpoint
 
 from .resume_checks import check_parts
 
-LOCK = '.training.lock'
 STARTED = 'SE_MM_STARTED'  # variable with the time at which tools/launch.py began, in seconds
 
 
-def lock_work_dir(work_dir: str | os.PathLike) -> FileLock:
-    """Refuse a second training in a work dir: each would overwrite the other's checkpoints.
+def lock_work_dir(work_dir: str | os.PathLike, purpose: str = 'training') -> FileLock:
+    """Refuse a second training, or evaluation, in a work dir: each would overwrite what the other one writes.
 
     Args:
         work_dir: is made if it is not there.
+        purpose: 'training' or 'evaluation'; a training and an evaluation may use a work dir together.
 
     Returns:
         The lock. The system releases the lock when the process ends, in whatever way.
 
     Raises:
-        InputError: another process trains there, or nothing can be written there.
+        InputError: another process does so there, or nothing can be written there.
     """
-    lock = FileLock(Path(work_dir, LOCK))
+    lock = FileLock(Path(work_dir, f'.{purpose}.lock'))
     try:
         Path(work_dir).mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:
         raise InputError(
-            f'work_dir {work_dir}: another training writes there: wait until it ends, or give another folder, '
+            f'work_dir {work_dir}: another {purpose} writes there: wait until it ends, or give another folder, '
             '--work-dir FOLDER'
         ) from error
     except OSError as error:

@@ -146,6 +146,31 @@ def test_only_new_and_changed_files_are_opened_again(folder, monkeypatch):
         assert len(opened) == 49
 
 
+def test_what_was_checked_before_an_interruption_is_kept(folder, monkeypatch):
+    """And what is known of images of another folder with equal annotations."""
+    other = folder.with_name('other')
+    shutil.copytree(folder, other)
+    check_images(names(other), 'list.txt')
+    opened = []
+
+    def look_until_ctrl_c(path):
+        opened.append(path)
+        if len(opened) == 30:
+            raise KeyboardInterrupt
+        return image_size(path)
+
+    monkeypatch.setattr(images, 'CHUNK', 10)
+    monkeypatch.setattr(images, 'THREADS', 1)
+    monkeypatch.setattr(images, 'image_size', look_until_ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        check_images(names(folder), 'list.txt')
+    monkeypatch.setattr(images, 'image_size', lambda path: opened.append(path) or image_size(path))
+    opened.clear()
+    assert len(check_images(names(folder), 'list.txt')) == 50 and len(opened) == 30
+    opened.clear()
+    assert len(check_images(names(other), 'list.txt')) == 50 and not opened
+
+
 def test_a_cache_that_cannot_be_written_does_no_harm(folder, monkeypatch):
     monkeypatch.setenv('SE_MM_CACHE', '/proc/none')
     assert len(check_images(names(folder), str(folder))) == 50

@@ -43,15 +43,19 @@ def test_nan_stops_a_training(run, scenes, tmp_path, where):
         assert all(w.isfinite().all() for w in read_checkpoint(path)['state_dict'].values() if w.is_floating_point())
 
 
-def test_two_trainings_in_one_folder(run, scenes, tmp_path):
+@pytest.mark.parametrize(
+    ('tool', 'arguments', 'purpose'), [('train.py', [], 'training'), ('test.py', ['weights.pth'], 'evaluation')]
+)
+def test_two_in_one_folder(run, scenes, tmp_path, tool, arguments, purpose):
     from se_mm.engine.work_dirs import lock_work_dir
 
-    lock = lock_work_dir(tmp_path / 'work')
-    train = [sys.executable, TOOLS / 'train.py', CLASSIFIER, '--work-dir', tmp_path / 'work']
-    code, output = run(*train, *options(scenes, 1))
+    lock = lock_work_dir(tmp_path / 'work', purpose)
+    torch.save(build_model(load_config(CLASSIFIER)).state_dict(), tmp_path / 'weights.pth')
+    command = [sys.executable, TOOLS / tool, CLASSIFIER, *arguments, '--work-dir', tmp_path / 'work', '--cfg-options']
+    code, output = run(*command, f'data_root={scenes}')
     lock.release()
-    assert code == 1 and 'work: another training writes there' in output.strip().splitlines()[-1]
-    assert [path.name for path in (tmp_path / 'work').iterdir()] == ['.training.lock']
+    assert code == 1 and f'work: another {purpose} writes there' in output.strip().splitlines()[-1], output
+    assert [path.name for path in (tmp_path / 'work').iterdir()] == [f'.{purpose}.lock']
 
 
 SMALL = f"""
