@@ -51,20 +51,20 @@ def _moments_kernel(
     # Moments of the difference to any element of the row: with a mean much larger than the deviation,
     # those of x itself would be rounded to the mean's precision.
     pivot = tl.load(x + offset + start * position_stride, valid, 0).to(ACC)
-    mean = tl.zeros([BLOCK_C], ACC)
-    m2 = tl.zeros([BLOCK_C], ACC)
+    # Every element of the tile has moments of its own, which are merged once: merging is exchange between threads.
+    means = tl.zeros([BLOCK_C, BLOCK_P], ACC)
+    squares = tl.zeros([BLOCK_C, BLOCK_P], ACC)
     for first in range(start, end, BLOCK_P):
         position = first + tl.arange(0, BLOCK_P)
         mask = valid[:, None] & (position < end)[None, :]
-        value = tl.load(x + offset[:, None] + position[None, :] * position_stride, mask, 0).to(ACC)
-        value = tl.where(mask, value - pivot[:, None], 0)
-        before = (first - start).to(ACC)
-        count = tl.minimum(end - first, BLOCK_P).to(ACC)
-        tile_mean = tl.sum(value, 1) / count
-        centred = tl.where(mask, value - tile_mean[:, None], 0)
-        delta = tile_mean - mean
-        mean += delta * (count / (before + count))
-        m2 += tl.sum(centred * centred, 1) + delta * delta * (before * count / (before + count))
+        value = tl.load(x + offset[:, None] + position[None, :] * position_stride, mask, 0).to(ACC) - pivot[:, None]
+        delta = tl.where(mask, value - means, 0)
+        means += delta * (1 / ((first - start) // BLOCK_P + 1).to(ACC))
+        squares += delta * (value - means)
+    count = tl.maximum(tl.cdiv(end - start - tl.arange(0, BLOCK_P), BLOCK_P), 0).to(ACC)[None, :]
+    mean = tl.sum(means * count, 1) / (end - start).to(ACC)
+    delta = means - mean[:, None]
+    m2 = tl.sum(squares + delta * delta * count, 1)
     tl.store(mean_out + split * rows + row, pivot + mean, valid)
     tl.store(m2_out + split * rows + row, m2, valid)
 
@@ -214,8 +214,8 @@ def _masked_sums_kernel(
     split = tl.program_id(1)
     start = split * span
     end = tl.minimum(start + span, size)
-    sum_g = tl.zeros([BLOCK_C], ACC)
-    sum_gx = tl.zeros([BLOCK_C], ACC)
+    sum_g = tl.zeros([BLOCK_C, BLOCK_P], ACC)
+    sum_gx = tl.zeros([BLOCK_C, BLOCK_P], ACC)
     for first in range(start, end, BLOCK_P):
         position = first + tl.arange(0, BLOCK_P)
         mask = valid[:, None] & (position < end)[None, :]
@@ -224,10 +224,10 @@ def _masked_sums_kernel(
         tl.store(g + at, value, mask)
         value = tl.where(mask, value.to(ACC), 0)
         centred = tl.where(mask, tl.load(x + at, mask, 0).to(ACC) - row_mean[:, None], 0)
-        sum_g += tl.sum(value, 1)
-        sum_gx += tl.sum(value * centred, 1)
-    tl.store(sums + 2 * split * rows + row, sum_g, valid)
-    tl.store(sums + (2 * split + 1) * rows + row, sum_gx, valid)
+        sum_g += value
+        sum_gx += value * centred
+    tl.store(sums + 2 * split * rows + row, tl.sum(sum_g, 1), valid)
+    tl.store(sums + (2 * split + 1) * rows + row, tl.sum(sum_gx, 1), valid)
 
 
 @triton.jit
