@@ -22,7 +22,7 @@ from rich.progress import track  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from se_mm.ops import excitation_kernels, kernels, triton_passes  # noqa: E402
+from se_mm.ops import excitation_kernels, map_kernels, row_kernels, triton_passes  # noqa: E402
 from se_mm.ops.excitation import Excitation  # noqa: E402
 from se_mm.utils import write_json, written_whole  # noqa: E402
 
@@ -67,7 +67,8 @@ def tiles(dtype, layout):
 
 def compile_kernel(name, dtype, layout, capability):
     """A kernel for a GPU; pointers and sizes are multiples of 16."""
-    kernel = getattr(kernels, f'{name}_kernel', None) or getattr(excitation_kernels, f'{name}_kernel')
+    module = next(m for m in (map_kernels, row_kernels, excitation_kernels) if hasattr(m, f'{name}_kernel'))
+    kernel = getattr(module, f'{name}_kernel')
     values = tiles(dtype, layout)[name]
     acc = 'fp64' if dtype == 'float64' else 'fp32'
     signature, constants, hints = {}, {}, {}
@@ -99,6 +100,17 @@ def resources(compiled, capability):
     return dict(registers=registers, spilled=stack, shared=shared, warps=warps, occupancy=blocks * warps / 64)
 
 
+def exchanges_in_loops(ptx):
+    """Shuffles and barriers between a label and a jump back to the label."""
+    lines = ptx.splitlines()
+    labels = {line.partition(':')[0]: i for i, line in enumerate(lines) if line.startswith('$L__BB')}
+    inside = set()
+    for i, line in enumerate(lines):
+        if (jump := re.search(r'bra\S*\s+(\$L__BB\w+)', line)) and labels[jump[1]] < i:
+            inside.update(range(labels[jump[1]], i))
+    return sum(bool(re.search(r'\b(shfl|bar)\.', lines[i])) for i in inside)
+
+
 def measure(names):
     """A dict for every kernel, dtype, layout and capability."""
     cases = [
@@ -110,6 +122,7 @@ def measure(names):
         compiled = compile_kernel(name, dtype, layout, capability)
         wide = len(re.findall(r'(?:ld|st)\.global\S*\.(?:v4\.b32|v2\.b64|v4\.b64|v8\.b32)', compiled.asm['ptx']))
         case = dict(kernel=name.strip('_'), layout=layout, dtype=dtype, capability=capability, wide=wide)
+        case['exchanges'] = exchanges_in_loops(compiled.asm['ptx'])
         rows.append(case | resources(compiled, capability))
     return rows
 
@@ -145,6 +158,10 @@ bytes as the definition of the passes needs.
 
 A tail in training launches 5 kernels forward and 6 backward; tests/ops/test_excitation.py counts them. A tile
 has 2048 elements. Larger tiles need more registers, and fewer warps are resident.
+
+Sums over positions are kept for each element of a tile. Threads exchange them once, after the loop over tiles: the
+loops of `moments` and `masked_sums` have no shuffles and no barriers. Loops over splits and over images are unrolled:
+their loads wait for memory together.
 """
 
 

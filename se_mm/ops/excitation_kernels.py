@@ -13,6 +13,8 @@ float64 maps, else float32; tensors of ACC are contiguous. The kernels share the
 import triton
 import triton.language as tl
 
+from .row_kernels import _sum_of_splits
+
 
 @triton.jit
 def _gates_kernel(
@@ -33,12 +35,13 @@ def _gates_kernel(
     image = tl.program_id(0)
     inner = tl.arange(0, BLOCK_R)
     small = inner < R
-    h = tl.zeros([BLOCK_R], ACC)
+    products = tl.zeros([BLOCK_R, BLOCK_C], ACC)
     for first in range(0, C, BLOCK_C):
         channel = first + tl.arange(0, BLOCK_C)
         value = tl.load(z + image * C + channel, channel < C, 0)
         mask = small[:, None] & (channel < C)[None, :]
-        h += tl.sum(tl.load(w1 + inner[:, None] * C + channel[None, :], mask, 0).to(ACC) * value[None, :], 1)
+        products += tl.load(w1 + inner[:, None] * C + channel[None, :], mask, 0).to(ACC) * value[None, :]
+    h = tl.sum(products, 1)
     if BIAS:
         h += tl.load(b1 + inner, small, 0).to(ACC)
     h = tl.where(h < 0, 0, h)  # not a maximum, which would drop NaN
@@ -71,16 +74,13 @@ def _excitation_gradients_kernel(
     image = tl.program_id(0)
     inner = tl.arange(0, BLOCK_R)
     small = inner < R
-    dh = tl.zeros([BLOCK_R], ACC)
+    products = tl.zeros([BLOCK_R, BLOCK_C], ACC)
     for first in range(0, C, BLOCK_C):
         channel = first + tl.arange(0, BLOCK_C)
         valid = channel < C
         row = image * C + channel
-        sum_g = tl.zeros([BLOCK_C], ACC)
-        sum_gx = tl.zeros([BLOCK_C], ACC)
-        for split in range(splits):
-            sum_g += tl.load(sums + 2 * split * rows + row, valid, 0)
-            sum_gx += tl.load(sums + (2 * split + 1) * rows + row, valid, 0)
+        sum_g = _sum_of_splits(sums + row, 2 * rows, splits, valid)
+        sum_gx = _sum_of_splits(sums + rows + row, 2 * rows, splits, valid)
         gate = tl.load(gates + row, valid, 0)
         tl.store(message + row, gate, valid)
         tl.store(message + rows + row, sum_g, valid)
@@ -89,7 +89,8 @@ def _excitation_gradients_kernel(
         before = dgate * gate * (1 - gate / factor)
         tl.store(ds + row, before, valid)
         mask = small[:, None] & valid[None, :]
-        dh += tl.sum(tl.load(w2 + channel[None, :] * R + inner[:, None], mask, 0).to(ACC) * before[None, :], 1)
+        products += tl.load(w2 + channel[None, :] * R + inner[:, None], mask, 0).to(ACC) * before[None, :]
+    dh = tl.sum(products, 1)
     dh = tl.where(tl.load(hidden + image * R + inner, small, 0) <= 0, 0, dh)
     tl.store(dhidden + image * R + inner, dh, small)
     for first in range(0, C, BLOCK_C):
@@ -118,13 +119,15 @@ def _excitation_weights_kernel(
     weights2 = tl.zeros([BLOCK_R, BLOCK_C], ACC)
     bias1 = tl.zeros([BLOCK_R], ACC)
     bias2 = tl.zeros([BLOCK_C], ACC)
-    for image in range(N):
-        before = tl.load(ds + image * C + channel, valid, 0)
-        dh = tl.load(dhidden + image * R + inner, small, 0)
-        weights1 += dh[:, None] * tl.load(z + image * C + channel, valid, 0)[None, :]
-        weights2 += tl.load(hidden + image * R + inner, small, 0)[:, None] * before[None, :]
-        bias1 += dh
-        bias2 += before
+    for first in range(0, N, 4):
+        for i in tl.static_range(4):  # unrolled: these loads wait for memory together
+            image = first + i
+            before = tl.load(ds + image * C + channel, valid & (image < N), 0)
+            dh = tl.load(dhidden + image * R + inner, small & (image < N), 0)
+            weights1 += dh[:, None] * tl.load(z + image * C + channel, valid & (image < N), 0)[None, :]
+            weights2 += tl.load(hidden + image * R + inner, small & (image < N), 0)[:, None] * before[None, :]
+            bias1 += dh
+            bias2 += before
     mask = small[:, None] & valid[None, :]
     tl.store(dw1 + inner[:, None] * C + channel[None, :], weights1, mask)
     tl.store(dw2 + channel[None, :] * R + inner[:, None], weights2, mask)

@@ -12,12 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import excitation_kernels, kernels, passes
+from . import excitation_kernels, map_kernels, passes, row_kernels
 from .excitation import Excitation
 from .passes import Normalised, Rows, Statistics, accumulation_dtype
 
 GATE_ROWS = 256  # of a program of the kernel of the gates' gradients
-WEIGHTS_TILE = dict(BLOCK_C=32, BLOCK_R=64)  # of the kernel of the excitation's weights
+WEIGHTS_TILE = dict(BLOCK_C=32, BLOCK_R=32)  # of the kernel of the excitation's weights
 PROGRAMS = 1024  # that a reduction is split into if it has fewer rows; several for each multiprocessor
 
 
@@ -92,7 +92,7 @@ def row_moments(x: Tensor, variance: bool) -> Spans:
     """:func:`passes.row_moments`, of spans; always with the variance."""
     grid, arguments = _grid(x)
     mean, m2 = x.new_empty((2, grid[1], *x.shape[:2]), dtype=accumulation_dtype(x))
-    kernels._moments_kernel[grid](x, mean, m2, **arguments)
+    map_kernels._moments_kernel[grid](x, mean, m2, **arguments)
     return Spans(mean, m2, arguments['span'], arguments['size'])
 
 
@@ -107,7 +107,7 @@ def normalise(spans: Spans, weight: Tensor, bias: Tensor, statistics: Statistics
     mean, invstd = z.new_empty(channels), z.new_empty(channels)
     unused = mean  # in place of tensors that the kernel does not touch
     grid, arguments = _vector_grid(z)
-    kernels._normalise_kernel[grid](
+    row_kernels._normalise_kernel[grid](
         spans.mean,
         spans.m2,
         weight.contiguous(),
@@ -135,7 +135,7 @@ def scale_add_relu(x: Tensor, vectors: Tensor, gates: Tensor, identity: Tensor) 
     """:func:`passes.scale_add_relu`."""
     out = torch.empty_like(x)
     grid, arguments = _grid(x)
-    kernels._scale_add_relu_kernel[grid](x, _like(x, identity), vectors, gates.contiguous(), out, **arguments)
+    map_kernels._scale_add_relu_kernel[grid](x, _like(x, identity), vectors, gates.contiguous(), out, **arguments)
     return out
 
 
@@ -143,7 +143,7 @@ def _excitation_arguments(z: Tensor, excitation: Excitation) -> dict:
     """Arguments that the kernels of the excitation share."""
     squeezed, channels = excitation.w1.shape
     block_r = triton.next_power_of_2(squeezed)
-    block_c = max(1, min(triton.next_power_of_2(channels), 8192 // block_r))
+    block_c = max(1, min(triton.next_power_of_2(channels), 4096 // block_r))
     return dict(C=channels, R=squeezed, factor=excitation.factor, ACC=_accumulator(z), BLOCK_C=block_c, BLOCK_R=block_r)
 
 
@@ -196,7 +196,7 @@ def _masked_sums(grad: Tensor, out: Tensor, x: Tensor, mean: Tensor) -> tuple[Te
     g = torch.empty_like(x)
     grid, arguments = _grid(x)
     sums = x.new_empty((grid[1], 2, *mean.shape), dtype=mean.dtype)
-    kernels._masked_sums_kernel[grid](_like(x, grad), _like(x, out), x, mean, g, sums, **arguments)
+    map_kernels._masked_sums_kernel[grid](_like(x, grad), _like(x, out), x, mean, g, sums, **arguments)
     return g, sums
 
 
@@ -211,7 +211,7 @@ def gate_gradients(
         (triton.cdiv(mean.numel(), GATE_ROWS),),
         dict(rows=mean.numel(), ACC=_accumulator(mean), BLOCK_C=GATE_ROWS),
     )
-    kernels._gate_gradients_kernel[grid](
+    row_kernels._gate_gradients_kernel[grid](
         sums, vectors, gates.contiguous(), message, dgates, splits=len(sums), **arguments
     )
     return g, message, dgates
@@ -227,7 +227,7 @@ def coefficients(
     k = vectors.new_empty((3 if batch else 2, *dz.shape))
     dweight, dbias = torch.empty_like(mean), torch.empty_like(mean)
     grid, arguments = _vector_grid(dz)
-    kernels._coefficients_kernel[grid](
+    row_kernels._coefficients_kernel[grid](
         message,
         dz.contiguous(),
         vectors,
@@ -248,5 +248,5 @@ def input_gradient(g: Tensor, x: Tensor, mean: Tensor, k: Tensor) -> Tensor:
     """:func:`passes.input_gradient`."""
     dx = torch.empty_like(x)
     grid, arguments = _grid(x)
-    kernels._input_gradient_kernel[grid](_like(x, g), x, mean, k, dx, BATCH=len(k) == 3, **arguments)
+    map_kernels._input_gradient_kernel[grid](_like(x, g), x, mean, k, dx, BATCH=len(k) == 3, **arguments)
     return dx

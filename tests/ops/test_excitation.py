@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from se_mm.models import SELayer
 from se_mm.models.blocks import SEBottleneck
-from se_mm.ops import Excitation, excitation_kernels, kernels, se_tail
+from se_mm.ops import Excitation, excitation_kernels, map_kernels, row_kernels, se_tail
 
 LAYOUTS = dict(contiguous=torch.contiguous_format, channels_last=torch.channels_last)
 SHAPES = [(1, 6, 5, 3), (3, 20, 7, 7), (2, 5, 70, 70)]  # of one and several splits, tiles that are not full
@@ -146,7 +146,7 @@ def launches(monkeypatch):
         def __getitem__(self, grid):
             return lambda *args, **kwargs: found.update([self.name])
 
-    for module in (kernels, excitation_kernels):
+    for module in (map_kernels, row_kernels, excitation_kernels):
         for name in dir(module):
             if name.endswith('_kernel'):
                 monkeypatch.setattr(module, name, Stub(name))

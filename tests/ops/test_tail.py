@@ -41,19 +41,15 @@ def test_gradients_are_those_of_finite_differences(mode, backend):
 
 LARGE = (2, 2, 100, 168)  # positions are split among five programs
 SHAPES = [(4, 12, 1, 1), (1, 6, 5, 3), (3, 20, 7, 7), (2, 33, 14, 9), LARGE]
-SHAPES_AND_LAYOUTS = [
-    (shape, layout)
-    for shape in SHAPES
-    for layout in ('contiguous', 'channels_last', 'strided')
-    if (shape, layout) != (LARGE, 'strided')  # is copied to a contiguous map, as the small ones
+DTYPES = torch.float32, torch.bfloat16, torch.float16
+CASES = [
+    *itertools.product(SHAPES, ('contiguous', 'channels_last'), DTYPES),
+    *((shape, 'strided', torch.float32) for shape in SHAPES if shape != LARGE),  # are copied to contiguous maps
 ]
 
 
 @pytest.mark.parametrize('backend', FUSED)
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(
-    ('shape', 'layout'), SHAPES_AND_LAYOUTS, ids=lambda value: value if isinstance(value, str) else str(value)
-)
+@pytest.mark.parametrize(('shape', 'layout', 'dtype'), CASES, ids=lambda value: str(value).removeprefix('torch.'))
 @pytest.mark.slow
 def test_error_is_at_most_twice_that_of_plain_operations(shape, layout, dtype, backend):
     """Against float64, in the norm of each result over several draws. As in mixed precision, parameters are float32."""

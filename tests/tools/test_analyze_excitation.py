@@ -234,8 +234,8 @@ def interrupt_at(process, words):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('processes', [1, 2])
-def test_interrupt_writes_what_there_is(small, scenes, tmp_path, free_port, processes):
-    program = [sys.executable, TOOL]
+def test_interrupt_writes_what_there_is(forking, small, scenes, tmp_path, free_port, processes):
+    program = [forking / 'python', TOOL]
     if processes > 1:
         program = ['torchrun', f'--nproc_per_node={processes}', f'--master_port={free_port}', TOOL]
     launcher = ['--launcher', 'pytorch'] if processes > 1 else []
@@ -254,11 +254,12 @@ def test_interrupt_writes_what_there_is(small, scenes, tmp_path, free_port, proc
 
 
 @pytest.mark.slow
-def test_interrupt_of_the_second_network(small, scenes, tmp_path):
+def test_interrupt_of_the_second_network(forking, small, scenes, tmp_path):
     """The first network stays as it is."""
-    command = [sys.executable, TOOL, *small, '--compare', *many_images(tmp_path, small, scenes), '--layers', 'SE_5_2']
+    networks = [*small, '--compare', *many_images(tmp_path, small, scenes)]
+    command = [forking / 'python', TOOL, *networks, '--layers', 'SE_5_2', '--out-dir', 'out', *data(scenes)]
     process = subprocess.Popen(
-        list(map(str, [*command, '--out-dir', 'out', *data(scenes)])), cwd=tmp_path, stderr=subprocess.PIPE,
+        list(map(str, command)), cwd=tmp_path, stderr=subprocess.PIPE,
         stdout=subprocess.PIPE, text=True, start_new_session=True, env=os.environ | {'FORCE_COLOR': '1'},
     )  # fmt: skip
     interrupt_at(process, 'many: gates')
