@@ -132,14 +132,20 @@ def _address_in_timm(name: str) -> str:
 
 
 def _from_hub(checkpoint: str, repository: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    names = 'model.safetensors', 'pytorch_model.bin'
+    for name in names:
+        if isinstance(path := try_to_load_from_cache(repository, name), str):
+            return Path(path)
     try:
         try:
-            return Path(hf_hub_download(repository, 'model.safetensors'))
+            return Path(hf_hub_download(repository, names[0]))
+        except LocalEntryNotFoundError:  # without a network; the second file would be tried for as long
+            raise
         except EntryNotFoundError:
-            return Path(hf_hub_download(repository, 'pytorch_model.bin'))
+            return Path(hf_hub_download(repository, names[1]))
     except Exception as error:  # of many kinds
         url = f'https://huggingface.co/{repository}/resolve/main/model.safetensors'
         raise InputError(_no_download(checkpoint, url, "Hugging Face's cache", error)) from error

@@ -78,17 +78,6 @@ def test_unknown_names(checkpoint, message):
         fetch(checkpoint)
 
 
-def test_from_the_cache_of_timm(tmp_path):
-    weights = timm.create_model('seresnet50')
-    folder = tmp_path / 'hub' / 'models--timm--seresnet50.ra2_in1k'
-    save_weights(weights.state_dict(), folder / 'snapshots' / 'abc' / 'model.safetensors')
-    (folder / 'refs').mkdir()
-    (folder / 'refs' / 'main').write_text('abc')
-    code, output, error = python(LOAD, 'timm://seresnet50.ra2_in1k', HF_HOME=tmp_path, HF_HUB_OFFLINE=1)
-    assert code == 0, error
-    assert 'timm://seresnet50.ra2_in1k (format: timm): 382 tensors loaded' in output
-
-
 @pytest.fixture
 def server(tmp_path):
     """Serves the folder ``served``; a list of the paths that were asked for."""
@@ -100,6 +89,10 @@ def server(tmp_path):
             asked.append(self.path)
             super().do_GET()
 
+        def do_HEAD(self):
+            asked.append(self.path)
+            super().do_HEAD()
+
         def log_message(self, *args):
             pass
 
@@ -108,6 +101,19 @@ def server(tmp_path):
     yield folder, f'http://127.0.0.1:{running.server_port}', asked
     running.shutdown()
     running.server_close()
+
+
+def test_from_the_cache_of_timm(server, tmp_path):
+    """Nothing is asked of the network."""
+    weights = timm.create_model('seresnet50')
+    folder = tmp_path / 'hub' / 'models--timm--seresnet50.ra2_in1k'
+    save_weights(weights.state_dict(), folder / 'snapshots' / 'abc' / 'model.safetensors')
+    (folder / 'refs').mkdir()
+    (folder / 'refs' / 'main').write_text('abc')
+    _, address, asked = server
+    code, output, error = python(LOAD, 'timm://seresnet50.ra2_in1k', HF_HOME=tmp_path, HF_ENDPOINT=address)
+    assert code == 0, error
+    assert 'timm://seresnet50.ra2_in1k (format: timm): 382 tensors loaded' in output and not asked
 
 
 @pytest.mark.slow
