@@ -40,13 +40,8 @@ def test_mmpretrain_config(run_page, tmp_path):
     run_page('mmpretrain_config')
     assert "checkpoint='timm://" not in (tmp_path / 'se_r50.py').read_text()
     assert "checkpoint='timm://seresnet50.ra2_in1k'" in (tmp_path / 'se_r50_cub.py').read_text()
-    assert (
-        0
-        <= json.loads((tmp_path / 'work_dirs' / 'se_scenes' / 'metrics.json').read_text())['metrics'][
-            'scene_error/top1'
-        ]
-        <= 100
-    )
+    metrics = json.loads((tmp_path / 'work_dirs' / 'se_scenes' / 'metrics.json').read_text())['metrics']
+    assert set(metrics) == {'scene_error/top1', 'scene_error/top5'}
     assert cv2.imread(str(tmp_path / 'predictions' / 'Places365_val_00000001.png')) is not None
 
 

@@ -51,7 +51,9 @@ def parse_args():
         help='one JSON file a run [%(default)s]',
     )
     parser.add_argument('--first', type=int, metavar='N', help='only the first N runs of the study')
-    parser.add_argument('--jobs', type=int, default=1, help='runs at a time; they share the GPUs evenly [1]')
+    parser.add_argument(
+        '--jobs', type=int, default=1, help='runs at the same time, each on its own GPUs while there are enough [1]'
+    )
     return parser.parse_args()
 
 
@@ -90,9 +92,11 @@ def gpu_shares(jobs: int, processes: int) -> list[str]:
     Without GPUs, the values are empty.
     """
     count = torch.cuda.device_count()
-    names = os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(count)))
-    gpus = itertools.cycle(names.split(',')[:count] or [''])
-    return [','.join(itertools.islice(gpus, max(1, min(processes, count)))) for _ in range(jobs)]
+    gpus = (os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(count)))).split(',')
+    if not gpus[0].startswith('MIG-'):  # torch counts one part of a GPU only
+        gpus = gpus[:count]
+    turns = itertools.cycle(gpus or [''])
+    return [','.join(itertools.islice(turns, max(1, min(processes, len(gpus))))) for _ in range(jobs)]
 
 
 def finish(run: StudyRun, folder: Path, args: argparse.Namespace, follower: Follower, gpus: SimpleQueue) -> None:

@@ -111,7 +111,7 @@ def main():
     def check() -> None:
         check_config(cfg, training=False, checkpoint=args.checkpoint)
         if is_main_process():
-            locks.append(lock_work_dir(cfg.work_dir, 'evaluation'))
+            locks.append(lock_work_dir(cfg.work_dir, f'evaluation{views}'))
 
     once_per_machine(check)
     if tta:

@@ -127,7 +127,7 @@ def choose_checkpoint(cfg: Config, resume: str | None) -> str | None:
 def main():
     args = parse_args()
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
-    apply_arguments(cfg, args)
+    apply_arguments(cfg, args, loaders=['train_dataloader', 'val_dataloader'])
     apply_args(cfg, args)
     init_distributed(cfg, args.launcher)
     keep_two_checkpoints(cfg)

@@ -195,9 +195,11 @@ class Cache:
     def __enter__(self) -> Cache:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: type | None, *_) -> None:
         """Add what was found, also until an interruption. A folder that cannot be written costs time only."""
-        images = self.known | self.found
+        others = self.known.keys() - self.found.keys()
+        gone = set() if kind else {path for path in others if not os.path.exists(path)}
+        images = {path: entry for path, entry in self.known.items() if path not in gone} | self.found
         if images != self.known:
             try:
                 with written_whole(self.path) as partial:

@@ -116,7 +116,7 @@ def init_distributed(cfg: Config, launcher: str) -> None:
     # With GPUs, too, states for checkpoints go through gloo.
     if 'GLOO_SOCKET_IFNAME' not in env and (interface := _interface_towards(env['MASTER_ADDR'])):
         env['GLOO_SOCKET_IFNAME'] = interface
-    options = cfg.get('env_cfg', {}).get('dist_cfg', dict(backend='nccl'))
+    options = (cfg.get('env_cfg') or {}).get('dist_cfg') or dict(backend='nccl')
     if torch.cuda.is_available():
         check_gpus(processes)
         init_dist(launcher, **options)

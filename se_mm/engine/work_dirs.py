@@ -22,7 +22,7 @@ def lock_work_dir(work_dir: str | os.PathLike, purpose: str = 'training') -> Fil
 
     Args:
         work_dir: is made if it is not there.
-        purpose: 'training' or 'evaluation'; a training and an evaluation may use a work dir together.
+        purpose: 'training' or 'evaluation'; those of different purposes may use a work dir together.
 
     Returns:
         The lock. The system releases the lock when the process ends, in whatever way.

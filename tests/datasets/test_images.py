@@ -169,6 +169,11 @@ def test_what_was_checked_before_an_interruption_is_kept(folder, monkeypatch):
     assert len(check_images(names(folder), 'list.txt')) == 50 and len(opened) == 30
     opened.clear()
     assert len(check_images(names(other), 'list.txt')) == 50 and not opened
+    (cache,) = (folder.parent / 'cache' / 'images').iterdir()
+    assert len(json.loads(cache.read_text())['images']) == 100
+    shutil.rmtree(other)
+    check_images(names(folder), 'list.txt')
+    assert len(json.loads(cache.read_text())['images']) == 50
 
 
 def test_a_cache_that_cannot_be_written_does_no_harm(folder, monkeypatch):

@@ -37,12 +37,14 @@ def test_training_and_test_with_all_options(run, scenes, tmp_path):
     eager = 'compile.backend=eager'  # traced as for any backend, without minutes of compiling
     code, usual = run(sys.executable, TOOLS / 'train.py', CLASSIFIER, *options(scenes))
     assert code == 0, usual
-    code, output = run(sys.executable, TOOLS / 'train.py', CLASSIFIER, *work, *fast, *options(scenes), eager)
+    unused = ['test_dataloader.num_workers=1', 'test_dataloader.persistent_workers=False']  # cannot keep images
+    code, output = run(sys.executable, TOOLS / 'train.py', CLASSIFIER, *work, *fast, *options(scenes), eager, *unused)
     assert code == 0 and 'Model has been "compiled"' in output, output
     assert len(losses(output)) == 8 and losses(output) == pytest.approx(losses(usual), abs=2e-3)
 
     test = [sys.executable, TOOLS / 'test.py', CLASSIFIER, tmp_path / 'work' / 'epoch_2.pth', *work]
-    code, output = run(*test, *fast, *options(scenes), eager)
+    unused = ['train_dataloader.num_workers=1', 'train_dataloader.persistent_workers=False']
+    code, output = run(*test, *fast, *options(scenes), eager, *unused)
     logged = re.findall(r'Epoch\(val\) \[2\].*top1: ([\d.]+)', usual)
     assert code == 0 and logged and re.findall(r'Epoch\(test\).*top1: ([\d.]+)', output) == logged, output
 
@@ -104,7 +106,7 @@ def test_images_cannot_be_kept_by_workers_that_end(scenes):
     cfg = load_config(CLASSIFIER, {'train_dataloader.num_workers': 2})
     with pytest.raises(InputError, match='set train_dataloader.persistent_workers=True'):
         cache_images(cfg, LOADERS)
-    cache_images(cfg, ['test_dataloader'])
+    cache_images(cfg, ['test_dataloader'])  # as tools/test.py does
     cfg.train_dataloader.persistent_workers = True
     cache_images(cfg, LOADERS)
     loads = [cfg[f'{split}_dataloader'].dataset.pipeline[0].type for split in ('train', 'val', 'test')]

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
+from queue import SimpleQueue
 
 import psutil
 import pytest
@@ -75,6 +77,7 @@ def test_study_goes_on_after_an_interruption(run, scenes, tmp_path):
         (4, '5,GPU-a,7,2', 2, 2, ['5,GPU-a', '7,2']),
         (3, None, 2, 2, ['0,1', '2,0']),
         (2, None, 2, 4, ['0,1', '0,1']),
+        (1, 'MIG-a,MIG-b,MIG-c', 2, 1, ['MIG-a', 'MIG-b']),
         (0, None, 2, 1, ['', '']),
         (0, '', 1, 2, ['']),
     ],
@@ -88,6 +91,26 @@ def test_runs_at_a_time_have_gpus_of_their_own(monkeypatch, count, visible, jobs
     if visible is not None:
         monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
     assert gpu_shares(jobs, processes) == shares
+
+
+def test_gpus_of_a_run_are_free_again_after_it(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(TOOLS)
+    import study
+
+    (run,) = read_study(write_study(tmp_path, dict(runs=[dict(configs=['tiny'], seeds=[0])]))).runs()
+    seen, gpus = [], SimpleQueue()
+    gpus.put('3')
+
+    def fail(*arguments, **options):
+        seen.append(options['CUDA_VISIBLE_DEVICES'])
+        sys.exit('the training failed')
+
+    monkeypatch.setattr(study, 'train_and_test', fail)
+    args = Namespace(data_root=None, jobs=1, results=tmp_path / 'results')
+    for _ in range(2):
+        with study.Progress(disable=True) as progress, pytest.raises(SystemExit):
+            study.finish(run, tmp_path / 'work', args, study.Follower(progress, 1), gpus)
+    assert seen == ['3', '3'] and gpus.get_nowait() == '3'
 
 
 def test_configs_take_turns(tmp_path):
