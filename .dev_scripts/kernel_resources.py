@@ -160,8 +160,8 @@ A tail in training launches 5 kernels forward and 6 backward; tests/ops/test_exc
 has 2048 elements. Larger tiles need more registers, and fewer warps are resident.
 
 Sums over positions are kept for each element of a tile. Threads exchange them once, after the loop over tiles: the
-loops of `moments` and `masked_sums` have no shuffles and no barriers. Loops over splits and over images are unrolled:
-their loads wait for memory together.
+loops of `moments` and `masked_sums` have no shuffles and no barriers. Loops over splits are unrolled, and the loop over
+images of `excitation_weights`: their loads wait for memory together.
 """
 
 

@@ -41,7 +41,7 @@ def _gates_kernel(
         value = tl.load(z + image * C + channel, channel < C, 0)
         mask = small[:, None] & (channel < C)[None, :]
         products += tl.load(w1 + inner[:, None] * C + channel[None, :], mask, 0).to(ACC) * value[None, :]
-    h = tl.sum(products, 1)
+    h = tl.where(small, tl.sum(products, 1), 0)  # an infinite z makes NaN of the weights' zeros beyond R
     if BIAS:
         h += tl.load(b1 + inner, small, 0).to(ACC)
     h = tl.where(h < 0, 0, h)  # not a maximum, which would drop NaN
@@ -60,7 +60,7 @@ def _excitation_gradients_kernel(
     sums, vectors, gates, hidden, w1, w2, message, ds, dhidden, dz, splits, rows, C, R, factor,
     ACC: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """What :func:`_gate_gradients_kernel` computes, and backward of :func:`_gates_kernel` but for the weights.
+    """What ``_gate_gradients_kernel`` computes, and backward of :func:`_gates_kernel` but for the weights.
 
     Grid (N,): a program takes an image.
 
@@ -90,7 +90,7 @@ def _excitation_gradients_kernel(
         tl.store(ds + row, before, valid)
         mask = small[:, None] & valid[None, :]
         products += tl.load(w2 + channel[None, :] * R + inner[:, None], mask, 0).to(ACC) * before[None, :]
-    dh = tl.sum(products, 1)
+    dh = tl.where(small, tl.sum(products, 1), 0)
     dh = tl.where(tl.load(hidden + image * R + inner, small, 0) <= 0, 0, dh)
     tl.store(dhidden + image * R + inner, dh, small)
     for first in range(0, C, BLOCK_C):

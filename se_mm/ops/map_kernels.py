@@ -63,7 +63,7 @@ def _moments_kernel(
         squares += delta * (value - means)
     count = tl.cdiv(end - start - tl.arange(0, BLOCK_P), BLOCK_P).to(ACC)[None, :]  # of every element
     mean = tl.sum(means * count, 1) / (end - start).to(ACC)
-    delta = means - mean[:, None]
+    delta = tl.where(count > 0, means - mean[:, None], 0)
     m2 = tl.sum(squares + delta * delta * count, 1)
     tl.store(mean_out + split * rows + row, pivot + mean, valid)
     tl.store(m2_out + split * rows + row, m2, valid)

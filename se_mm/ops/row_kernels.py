@@ -21,25 +21,26 @@ def _sum_of_splits(first, step, splits, mask):
 
 @triton.jit
 def _merged_moments(mean, m2, at, mask, splits, span, size, rows, SQUARES: tl.constexpr, ACC: tl.constexpr):
-    """Mean and biased variance of rows from the moments of their spans, see :func:`_moments_kernel`."""
+    """Mean and biased variance of rows from the moments of their spans, see :mod:`map_kernels`."""
     pivot = tl.load(mean + at, mask, 0)  # differences keep more digits than their sum
     row_mean = tl.zeros_like(pivot)
-    for start in range(1, splits, 8):
-        for i in tl.static_range(8):
-            count = tl.maximum(tl.minimum(size - (start + i) * span, span), 0).to(ACC)
-            part = tl.load(mean + (start + i) * rows + at, mask & (start + i < splits), 0)
-            row_mean += (part - pivot) * count
+    for start in range(1, splits, 4):
+        for i in tl.static_range(4):
+            count = tl.minimum(size - (start + i) * span, span).to(ACC)
+            there = mask & (start + i < splits)
+            delta = tl.load(mean + (start + i) * rows + at, there, 0) - pivot
+            row_mean += tl.where(there, delta * count, 0)
     row_mean = pivot + row_mean / size
     var = tl.zeros_like(pivot)
     if SQUARES:
         delta = pivot - row_mean
         var = tl.load(m2 + at, mask, 0) + delta * delta * tl.minimum(size, span).to(ACC)
-        for start in range(1, splits, 8):
-            for i in tl.static_range(8):
-                count = tl.maximum(tl.minimum(size - (start + i) * span, span), 0).to(ACC)
+        for start in range(1, splits, 4):
+            for i in tl.static_range(4):
+                count = tl.minimum(size - (start + i) * span, span).to(ACC)
                 there = mask & (start + i < splits)
                 delta = tl.load(mean + (start + i) * rows + at, there, 0) - row_mean
-                var += tl.load(m2 + (start + i) * rows + at, there, 0) + delta * delta * count
+                var += tl.where(there, tl.load(m2 + (start + i) * rows + at, there, 0) + delta * delta * count, 0)
         var /= size
     return row_mean, var
 
@@ -61,7 +62,7 @@ def _normalise_kernel(
         z_out: (N, C) ACC, written: z once more.
         m_out, invstd_out: (C,) ACC, written: mean and inverse deviation of the channels.
         N: images.
-        splits, span, size: of :func:`_moments_kernel`.
+        splits, span, size: see :mod:`map_kernels`.
         unbiased: M / (M - 1) for the M elements of a channel.
         momentum, eps: of batch norm.
         BATCH: whether to take the statistics of the batch, else the running ones.
@@ -122,7 +123,7 @@ def _gate_gradients_kernel(
     """Sums of spans to sums of rows, and the gradient of the gates. Grid (ceil(rows / BLOCK_C),).
 
     Args:
-        sums: (splits, 2, N, C) ACC, of :func:`_masked_sums_kernel`.
+        sums: (splits, 2, N, C) ACC, of :func:`map_kernels._masked_sums_kernel`.
         vectors: (3, N, C) ACC: mean, z, slope of the rows.
         gates: (N, C) ACC.
         message: (3, N, C) ACC, written: gates, and the sums of the rows.
@@ -154,7 +155,7 @@ def _coefficients_kernel(
         dz: (N, C) ACC, gradient of z through the gates.
         vectors: (3, N, C) ACC: mean, z, slope of the rows.
         m, invstd: (C,) ACC, mean and inverse deviation of the channels.
-        k: (3, N, C) ACC, or (2, N, C) without BATCH, written; see :func:`_input_gradient_kernel`.
+        k: (3, N, C) ACC, or (2, N, C) without BATCH, written; see :func:`map_kernels._input_gradient_kernel`.
         dweight_out, dbias_out: (C,) ACC, written: gradients of batch norm's weight and bias.
         N: images.
         count, total: elements of a row, of a channel.

@@ -87,6 +87,17 @@ def test_deviation_survives_a_mean_ten_thousand_times_larger(backend):
 
 
 @pytest.mark.parametrize('backend', FUSED)
+def test_squares_of_a_mean_may_overflow(backend):
+    """The variance is 0."""
+    x, identity, grad = maps(LARGE, torch.float32)
+    tail = tail_for(LARGE)
+    tail.norm.momentum = 1.0
+    found = results(tail, torch.full_like(x, 1e20), identity, grad, backend)
+    assert (found['norm.running_var'] == 0).all() and (found['norm.running_mean'] == torch.tensor(1e20)).all()
+    assert all(value.isfinite().all() for value in found.values())
+
+
+@pytest.mark.parametrize('backend', FUSED)
 @pytest.mark.parametrize('layout', ['contiguous', 'channels_last'])
 def test_rows_and_channels_without_variance(layout, backend):
     shape = (3, 6, 5, 5)
