@@ -151,10 +151,10 @@ positions. Kernels of maps do the work; the other kernels take numbers of rows a
 
 {table}
 
-The kernels of maps read and write each map once. Forward, `moments` reads x, and `scale_add_relu` reads x and the
-shortcut and writes the output. Backward, `masked_sums` reads the gradient, the output and x and writes the gradient
-before ReLU, and `input_gradient` reads this gradient and x and writes the gradient of x. These are 11 maps, as many
-bytes as the definition of the passes needs.
+Each kernel of maps reads each of its input maps once and writes its output map once. Forward, `moments` reads x, and
+`scale_add_relu` reads x and the shortcut and writes the output. Backward, `masked_sums` reads the gradient, the output
+and x and writes the gradient before ReLU, and `input_gradient` reads this gradient and x and writes the gradient of x.
+These are 11 maps, as many bytes as the definition of the passes needs.
 
 A tail in training launches 5 kernels forward and 6 backward; tests/ops/test_excitation.py counts them. A tile
 has 2048 elements. Larger tiles need more registers, and fewer warps are resident.

@@ -195,11 +195,14 @@ class Cache:
     def __enter__(self) -> Cache:
         return self
 
-    def __exit__(self, kind: type | None, *_) -> None:
-        """Add what was found, also until an interruption. A folder that cannot be written costs time only."""
-        others = self.known.keys() - self.found.keys()
-        gone = set() if kind else {path for path in others if not os.path.exists(path)}
-        images = {path: entry for path, entry in self.known.items() if path not in gone} | self.found
+    def __exit__(self, *_) -> None:
+        """Add what was found, also until an interruption, and drop what was in folders that are gone.
+
+        A cache that cannot be written costs time only.
+        """
+        images = self.known | self.found
+        gone = {folder for folder in set(map(os.path.dirname, images)) if not os.path.isdir(folder or '.')}
+        images = {path: entry for path, entry in images.items() if os.path.dirname(path) not in gone}
         if images != self.known:
             try:
                 with written_whole(self.path) as partial:

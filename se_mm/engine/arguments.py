@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from mmengine.config import Config, DictAction
 
 from se_mm.utils import InputError
-from se_mm.utils.config import LOADERS, config_parts, type_name
+from se_mm.utils.config import config_parts, type_name
 from se_mm.weights.pickles import allow_unsafe_pickle
 
 
@@ -81,7 +81,7 @@ def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return args
 
 
-def apply_arguments(cfg: Config, args: argparse.Namespace, loaders: Sequence[str] = LOADERS) -> None:
+def apply_arguments(cfg: Config, args: argparse.Namespace, loaders: Sequence[str]) -> None:
     """Put into a config what the shared arguments ask for.
 
     Args:

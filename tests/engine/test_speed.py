@@ -121,7 +121,7 @@ def test_a_warm_up_compiles_nothing_anew(scenes, tmp_path):
     cfg.param_scheduler = dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=100)
     use_scope(cfg)
     cfg.compile = dict(backend='aot_eager')
-    apply_arguments(cfg, Namespace(channels_last=False, compile=False, cache_images=False))
+    apply_arguments(cfg, Namespace(channels_last=False, compile=False, cache_images=False), LOADERS)
     runner = Runner.from_cfg(cfg)
     torch.compiler.reset()
     with torch._dynamo.config.patch(recompile_limit=4, fail_on_recompile_limit_hit=True):
