@@ -62,6 +62,13 @@ def backbone_of(weights, source):
     if not is_residual(weights.tensors):
         raise InputError(f'{source}: not weights of a ResNet, ResNeXt or SENet: layer1.0.conv2.weight is missing')
     arguments = expected_arguments(weights)
+    others = {'deformable convolutions': any(arguments['stage_with_dcn'])}
+    others[f'norms of type {arguments["norm"]}'] = arguments['norm'] not in (None, 'BN')
+    for what in (what for what, found in others.items() if found):
+        raise InputError(
+            f'{source}: networks with {what} are not converted, because no tensor shows their arguments. Load the '
+            'file by the config of its training; tools/publish_model.py writes it without the optimizer'
+        )
     if arguments['depth'] is None:
         raise InputError(f'{source}: no network here has {arguments["blocks"]} blocks, as its {arguments["type"]} has')
     return constructor_arguments(arguments)
@@ -97,7 +104,7 @@ def main():
         renamed=str(report.renamed),
         transposed=str(report.transposed),
     )
-    if weights.format.caffe_style is None and 'layer1.0.conv3.weight' in weights.tensors:
+    if weights.format.caffe_style is None:
         rows['assumed'] = "style='pytorch', stem_pool_ceil_mode=False, SE last in its unit: the file does not say"
     rows['left over in the file'] = examples(weights.left_over)
     rows['fresh in the backbone'] = examples(report.fresh)

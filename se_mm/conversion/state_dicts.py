@@ -41,12 +41,13 @@ def timm_state(weights: Weights, source: str) -> dict[str, Tensor]:
     with_se = any(found['with_se'])
     legacy = with_se and ceil and caffe == (found['type'] == 'SEResNet') and deep == senet and not found.get('avg_down')
     reasons = {
-        f'blocks={found["blocks"]}': found['depth'] is None,
+        f'blocks={found["blocks"]}': found['depth'] is None or len(found['blocks']) < 4,
         'stem_pool_ceil_mode=True': ceil and not legacy,
         "style='caffe'": caffe and not legacy,
         'deploy=True': found['deploy'],
-        'norms other than batch norm': not found['deploy']
-        and f'{"stem.1" if deep else "bn1"}.running_mean' not in weights.tensors,
+        'norms other than batch norm': not found['deploy'] and found['norm'] != 'BN',
+        f'se_position={found.get("se_position")!r}': found.get('se_position', 'standard') != 'standard',
+        'deformable convolutions': any(found['stage_with_dcn']),
         f'with_se={found["with_se"]}': with_se and any(part is not True for part in found['with_se']),
     }
     if with_se:

@@ -109,8 +109,12 @@ def _have_units_of(head: dict, backbone: dict) -> bool:
 def weights_for(backbone: dict) -> dict | None:
     """The released weights of lowest top-1 error that a backbone with SE can load by name, None if there are none.
 
-    Weights of another rounding of the stem's pool count: the entry's arguments say so.
+    Weights of another rounding of the stem's pool count: the entry's arguments say so. All released weights are of
+    batch norm and plain convolutions.
     """
+    norm = (backbone.get('norm_cfg') or {}).get('type', 'BN')
+    if backbone.get('conv_cfg') or 'BN' not in norm:
+        return None
     kind = type_name(backbone)
     fitting = [
         entry

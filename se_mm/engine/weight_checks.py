@@ -63,7 +63,7 @@ def check_pretrained(cfg: Config, model: nn.Module) -> None:
         model: built of it for the check; it gets the weights.
 
     Raises:
-        InputError: a checkpoint is missing, damaged or does not fit.
+        InputError: a checkpoint is missing, damaged or does not fit; it leaves random SE layers that are frozen.
     """
     parts = dict(config_parts(cfg.model, 'model'))
     for path, key, init_cfg in _pretrained(parts):
@@ -79,6 +79,8 @@ def check_pretrained(cfg: Config, model: nn.Module) -> None:
             if isinstance(module, Backbone):
                 remedy = f'train the backbone first (configs/README.md lists the ImageNet configs), or {remedy}'
             raise InputError(f'{path}.{key}: {error}: {remedy}') from error
+        if report and report.frozen and not report.identity:
+            raise InputError(f'{path}.{key}: {report.remedy_for_frozen}')
         if report:
             check_normalisation(report, _images_of(path, parts) or cfg.get('data_preprocessor'), path)
 

@@ -17,6 +17,10 @@ DEPTHS = {
     (block, counts): depth for network in NETWORKS.values() for depth, (block, counts) in network.arch_settings.items()
 }
 DIVISORS = (1, 8, 4, 2, 16, 32)  # of squeezed widths, the usual ones first
+NORMS = {'bn': 'BN', 'gn': 'GN', 'in': 'IN', 'ln': 'LN'}  # by name
+# Options of SE that tensors show, those that no tensor shows, and their defaults.
+SHOWN_SE = dict(divisor=1, variant='standard', bias=True)
+HIDDEN_SE = dict(squeeze='avg', act_cfg=(dict(type='ReLU'), dict(type='Sigmoid')))
 
 
 def defaults_of(network: type[SEResNet]) -> dict:
@@ -27,6 +31,14 @@ def defaults_of(network: type[SEResNet]) -> dict:
             parameters = inspect.signature(cls.__init__).parameters.values()
             defaults.update({p.name: p.default for p in parameters if p.default is not p.empty})
     return defaults
+
+
+def chosen_se(se_cfg: dict, defaults: dict) -> dict:
+    """The options of SE among those of ``defaults`` that are others."""
+    chosen = {key: se_cfg[key] for key in defaults if key in se_cfg}
+    if 'act_cfg' in chosen:
+        chosen['act_cfg'] = tuple(map(dict, chosen['act_cfg']))
+    return {key: value for key, value in chosen.items() if value != defaults[key]}
 
 
 def is_residual(tensors: dict[str, Tensor]) -> bool:
@@ -45,11 +57,11 @@ def arguments_of(tensors: dict[str, Tensor]) -> dict:
         ``stem_channels``, ``base_channels``, ``expansion`` (None for that of the blocks), ``deep_stem``, ``avg_down``,
         ``groups`` and ``base_width`` of a SEResNeXt, ``with_se`` of each stage or of each of its blocks, and, of
         networks with SE, ``se_ratio``, ``se_cfg``; ``deploy``; ``stage_channels`` and ``mid_channels``, None if they
-        are those of the architecture.
+        are those of the architecture; ``norm``, the type of the norms, None if unknown; ``stage_with_dcn``.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     found = {**_blocks(shapes), **_stem(shapes), **_se(shapes), 'deploy': 'layer1.0.conv1.bias' in shapes}
-    return found | _pruned(shapes, found)
+    return {**found, **_pruned(shapes, found), **_norm(shapes), **_deformable(shapes, len(found['blocks']))}
 
 
 def _blocks(shapes: dict[str, tuple]) -> dict:
@@ -68,7 +80,8 @@ def _blocks(shapes: dict[str, tuple]) -> dict:
     network = SENet if halved else SEResNeXt if groups > 1 else SEResNet
     block = SENet.arch_settings[154][0] if halved else SEResNet.arch_settings[50 if bottleneck else 18][0]
 
-    arguments = dict(type=network.__name__, depth=DEPTHS.get((block, counts)), blocks=counts)
+    depths = (d for (kind, units), d in DEPTHS.items() if kind is block and units[: len(counts)] == counts)
+    arguments = dict(type=network.__name__, depth=next(depths, None), blocks=counts)
     if groups > 1:
         arguments.update(base_channels=channels // block.expansion, groups=groups, base_width=width // groups)
         expansion = block.expansion
@@ -117,6 +130,21 @@ def _stem(shapes: dict[str, tuple]) -> dict:
     return dict(deep_stem=deep_stem, in_channels=shapes[first][1], stem_channels=shapes[last][0])
 
 
+def _norm(shapes: dict[str, tuple]) -> dict:
+    names = (re.fullmatch(r'layer1\.0\.(\w+)1\.weight', name) for name in shapes)
+    kind = next((NORMS[found[1]] for found in names if found and found[1] in NORMS), None)
+    if kind == 'BN' and 'layer1.0.bn1.running_mean' not in shapes:  # other projects name all norms so
+        kind = None
+    return dict(norm=kind)
+
+
+def _deformable(shapes: dict[str, tuple], stages: int) -> dict:
+    offsets = [name for name in shapes if 'conv_offset' in name]
+    return dict(
+        stage_with_dcn=tuple(any(name.startswith(f'layer{i}.') for name in offsets) for i in range(1, stages + 1))
+    )
+
+
 def _se(shapes: dict[str, tuple]) -> dict:
     units = defaultdict(dict)  # names of their SE layers' weights, by stage and number
     for name in sorted(shapes):
@@ -140,9 +168,7 @@ def _se(shapes: dict[str, tuple]) -> dict:
     ratio = most // squeezed[most]
     fitting = (d for d in DIVISORS if all(w == squeezed_width(c, ratio, d) for c, w in squeezed.items()))
     options = dict(divisor=next(fitting, 1), variant=variant, bias=bias)
-    usual = dict(divisor=1, variant='standard', bias=True)
-    se_cfg = {key: value for key, value in options.items() if value != usual[key]}
-    return dict(with_se=tuple(with_se), se_ratio=ratio, se_cfg=se_cfg)
+    return dict(with_se=tuple(with_se), se_ratio=ratio, se_cfg=chosen_se(options, SHOWN_SE))
 
 
 def _in_proportion(widths: list[int], factors: tuple[int, ...]) -> bool:
@@ -156,6 +182,10 @@ def constructor_arguments(arguments: dict) -> dict:
     chosen = {key: value for key, value in given.items() if value != defaults[key]}
     if not any(arguments['with_se']):
         chosen.pop('with_se', None)
+    stages = len(arguments['blocks'])
+    if stages < defaults['num_stages']:
+        chosen |= dict(num_stages=stages, out_indices=(stages - 1,))
+        chosen |= {key: defaults[key][:stages] for key in ('strides', 'dilations')}
     return dict(type=f'se_mm.{arguments["type"]}', depth=arguments['depth'], **chosen)
 
 
@@ -166,6 +196,7 @@ def _defaults_beside(arguments: dict) -> dict:
         defaults,
         stem_channels=defaults['stem_channels'] or arguments['base_channels'],
         with_se=(defaults['with_se'],) * len(arguments['blocks']),
+        stage_with_dcn=defaults['stage_with_dcn'][: len(arguments['blocks'])],
         se_cfg=defaults['se_cfg'] or {},
     )
 
@@ -176,8 +207,8 @@ def misfits(model: nn.Module, expected: dict) -> list[str]:
     Args:
         model: a SEResNet, SEResNeXt or SENet, whose own arguments are read from its tensors. Of other networks
             nothing is known.
-        expected: arguments that the weights need, see :func:`arguments_of`; ``style`` and ``stem_pool_ceil_mode``
-            besides, if known.
+        expected: arguments that the weights need, see :func:`arguments_of`; ``style``, ``stem_pool_ceil_mode`` and
+            ``se_position`` besides, if known. With ``se_position``, ``se_cfg`` has all options.
 
     Returns:
         Texts such as ``'depth=101 (is 50)'``, all that it takes; empty if the network fits.
@@ -185,13 +216,20 @@ def misfits(model: nn.Module, expected: dict) -> list[str]:
     if not isinstance(model, SEResNet):
         return []
     actual = dict(arguments_of(model.state_dict()), style=model.style, stem_pool_ceil_mode=model.maxpool.ceil_mode)
-    stages = len(actual['blocks'])
-    expected = dict(expected, blocks=expected['blocks'][:stages], with_se=expected['with_se'][:stages])
+    actual |= _se_of(model, actual, expected)
+    if expected['depth'] not in (None, *model.arch_settings):
+        actual['type'] = next(name for name, network in reversed(NETWORKS.items()) if isinstance(model, network))
     changes = []
-    if expected['blocks'] != actual['blocks'] or (stages == 4 and expected['depth'] != actual['depth']):
+    stages, has_stages = len(expected['blocks']), len(actual['blocks'])
+    if stages < has_stages:
+        changes.append(f'num_stages={stages} (is {has_stages})')
+    of_stages = {key: min(stages, has_stages) for key in ('blocks', 'with_se', 'stage_with_dcn')}
+    expected, actual = ({**a, **{k: a[k][:n] for k, n in of_stages.items()}} for a in (expected, actual))
+    if expected['blocks'] != actual['blocks'] or (has_stages == 4 and expected['depth'] != actual['depth']):
         depth = expected['depth']
         none = f'blocks of its stages to {expected["blocks"]}, which no depth here has'
         changes.append(f'depth={depth} (is {model.depth})' if depth else none)
+    changes += _other_layers(expected, actual)
     before, after = _defaults_beside(actual), _defaults_beside(expected)
     lost = ', '.join(sorted(set(before) - set(after) - {'depth'}))
     for key, value in expected.items():
@@ -199,12 +237,33 @@ def misfits(model: nn.Module, expected: dict) -> list[str]:
         # What the network will have if its config leaves the argument out.
         left_out = after.get(key) if after.get(key) != before.get(key) else has
         plain = key == 'with_se' and not any(value)  # SE starts afresh beside a plain network's weights
-        if key in ('blocks', 'depth') or has == left_out == value or plain:
+        if key in ('blocks', 'depth', 'norm', 'stage_with_dcn') or has == left_out == value or plain:
             continue
         if key == 'expansion':
             has = model.expansion
         without = f' without {lost}' if key == 'type' and lost else ''
         changes.append(f'{key}={value!r}{without}' + (f' (is {has!r})' if has != value else ''))
+    return changes
+
+
+def _se_of(model: SEResNet, found: dict, expected: dict) -> dict:
+    """Arguments of SE that a network's tensors do not show, and that weights say of themselves."""
+    has, known = {}, SHOWN_SE | HIDDEN_SE if 'se_position' in expected else SHOWN_SE
+    if 'se_ratio' not in found:  # it has no SE
+        has = dict(se_ratio=model.se_cfg['ratio'], se_cfg=chosen_se(model.se_cfg, known))
+    elif 'se_position' in expected:
+        has = dict(se_cfg={**found['se_cfg'], **chosen_se(model.se_cfg, HIDDEN_SE)})
+    return dict(has, se_position=model.se_position) if 'se_position' in expected else has
+
+
+def _other_layers(expected: dict, actual: dict) -> list[str]:
+    """What to set so that norms and deformable convolutions fit; offsets that weights lack may start afresh."""
+    changes = []
+    if None not in (expected['norm'], actual['norm']) and expected['norm'] != actual['norm']:
+        changes.append(f'norm_cfg of type {expected["norm"]} (is {actual["norm"]})')
+    needed, has = expected['stage_with_dcn'], actual['stage_with_dcn']
+    if any(needs and not own for needs, own in zip(needed, has)):
+        changes.append(f'dcn, which the weights have in the stages {needed!r}')
     return changes
 
 
@@ -223,20 +282,26 @@ def misfits_of_stage(head: SEResLayer, tensors: dict[str, Tensor], expected: dic
         needed, has = (_of_first_stage(part, head.stage) for part in (given, own))
     except (IndexError, KeyError):  # parts of the stage are missing
         return []
+    has |= dict(_se_of(head, has, expected), style=head.style)
+    needed |= {key: expected[key] for key in ('style', 'se_position') if key in expected}
+    if 'se_cfg' in needed:
+        needed['se_cfg'] = {**needed['se_cfg'], **chosen_se(expected['se_cfg'], HIDDEN_SE)}
     changes = []
     if expected['depth'] not in (None, head.depth):  # also where the units of both are alike
         changes.append(f'depth={expected["depth"]} (is {head.depth})')
-    elif needed['widths'] != has['widths'] and expected['stage_channels']:
+    if needed['widths'] != has['widths'] and expected['stage_channels']:
         number = head.stage + 1
         changes.append(f'stage_channels={expected["stage_channels"][: number + 1]}')
         changes.append(f'mid_channels={expected["mid_channels"][:number]}')
-    elif needed['widths'] != has['widths']:
-        changes += _different(needed, has, ('base_channels', 'expansion', 'groups', 'base_width'))
+    else:
+        changes += _different(needed, has, ('base_channels', 'groups', 'base_width'))
+        if ('layer1.0.conv3.weight' in given) == ('layer1.0.conv3.weight' in own):  # or else the depth brings it
+            changes += _different(needed, has, ('expansion',))
     if not any(expected['with_se']):  # SE starts afresh beside a plain network's weights
         needed['with_se'] = has['with_se']
-    changes += _different(needed, has, ('avg_down', 'with_se', 'se_ratio', 'se_cfg', 'deploy'))
-    style = expected.get('style', head.style)
-    return changes + _different(dict(style=style), dict(style=head.style), ('style',))
+    changes += _other_layers(needed, has)
+    keys = ('avg_down', 'with_se', 'se_ratio', 'se_cfg', 'se_position', 'deploy', 'style')
+    return changes + _different(needed, has, keys)
 
 
 def _of_first_stage(tensors: dict[str, Tensor], stage: int) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import re
@@ -56,6 +57,15 @@ def of_each_stage(with_se: bool | Sequence, stages: int) -> tuple[bool | tuple[b
         return (bool(with_se),) * stages
     found = [tuple(map(bool, part)) if isinstance(part, Sequence) else bool(part) for part in with_se]
     return tuple(part if part is True or part and any(part) else False for part in found)
+
+
+def check_se_cfg(se_cfg: dict) -> None:
+    """Check that the keys are arguments of :class:`SELayer` that a backbone does not give itself."""
+    if 'ratio' in se_cfg:
+        raise ValueError('se_cfg has a ratio: give it as se_ratio')
+    known = set(inspect.signature(SELayer).parameters) - {'channels', 'in_channels', 'ratio'}
+    if unknown := sorted(set(se_cfg) - known):
+        raise ValueError(f'se_cfg has the key {unknown[0]!r}: choose of {", ".join(sorted(known))}')
 
 
 def is_own_se(path: str, module: nn.Module, stage: str) -> bool:
@@ -119,8 +129,7 @@ class Backbone(BaseModule):
         self.se_cfg = dict(se_cfg or {}, ratio=se_ratio)
         self.with_cp = with_cp
         self.stage_names: list[str] = []
-        if 'ratio' in (se_cfg or {}):
-            raise ValueError('se_cfg has a ratio: give it as se_ratio')
+        check_se_cfg(se_cfg or {})
         check_stages(n, n, out_indices=self.out_indices, with_se=self.with_se)
         if frozen_stages not in range(-1, n + 1):
             raise ValueError(f'frozen_stages={frozen_stages!r}: choose -1 to {n} (num_stages={n})')
@@ -301,9 +310,9 @@ class Backbone(BaseModule):
             frozen = [k for k, v in (('norm_eval', self.norm_eval), ('frozen_stages', self.frozen_stages >= 0)) if v]
             if frozen:
                 print_log(
-                    f'{type(self).__name__} starts from random weights with {" and ".join(frozen)} set: frozen layers '
-                    'and batch norm statistics will not learn. Give init_cfg a pretrained checkpoint, or set '
-                    'norm_eval=False, frozen_stages=-1.',
+                    f'{type(self).__name__} has random weights and {" and ".join(frozen)} set: unless a checkpoint of '
+                    'the whole model follows, frozen layers and batch norm statistics will not learn. Give init_cfg '
+                    'a pretrained checkpoint, or set norm_eval=False, frozen_stages=-1.',
                     logger='current',
                     level=logging.WARNING,
                 )

@@ -33,8 +33,13 @@ def identity_layers(model: Backbone) -> tuple[list[nn.Module], list[nn.Module]]:
     """The last layers of a network's SE layers, and the layers before these, for :func:`start_as_identity`.
 
     Raises:
-        InputError: an SE layer's gate is no sigmoid, or it gets something else. All stages with such layers are named.
+        InputError: gates have a ``gate_bias``; an SE layer's gate is no sigmoid, or it gets something else. All stages
+            with such layers are named.
     """
+    if model.se_cfg.get('gate_bias') is not None:
+        raise InputError(
+            "init_cfg.fresh_se='identity' lets gates start at 0.5, se_cfg.gate_bias elsewhere: leave one of both out"
+        )
     last_layers, before, unfit = [], [], {}
     for name, unit in model.named_modules():
         for child, se_layer in unit.named_children():

@@ -103,7 +103,8 @@ class SEResidual(BaseModule):
     def tail(self, x: Tensor, identity: Tensor) -> Tensor:
         """What follows the last convolution's output x; identity and the result are (N, C, H, W) as x."""
         if isinstance(x, Tensor) and self.why_not_fused() is None:  # symbolic traces show the modules
-            backend = None if self.fused_se is True else self.fused_se
+            insists = self.fused_se is not True and x.numel() > 0  # an image may have no regions
+            backend = self.fused_se if insists else None
             gate = None
             own = type(self).branch_gates is SEResidual.branch_gates and type(self.drop_path) is nn.Identity
             if own and (x.is_cuda or backend == 'triton'):

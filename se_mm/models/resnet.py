@@ -166,7 +166,7 @@ class SEResNet(Backbone):
         )
         self.depth, self.style = depth, style
         self.deep_stem, self.avg_down, self.zero_init_residual = deep_stem, avg_down, zero_init_residual
-        self.strides, self.dilations = strides, dilations
+        self.strides, self.dilations, self.se_position = strides, dilations, se_position
         self.conv_cfg, self.norm_cfg = conv_cfg, norm_cfg
         self.base_channels = base_channels
         self.stem_channels = base_channels if stem_channels is None else stem_channels
@@ -189,7 +189,7 @@ class SEResNet(Backbone):
             )
         last_norm_cfg = None
         if init_cfg is None and zero_init_residual:
-            if any(self.with_se) and se_position == 'standard' and self._gate_of_zero() == 0:
+            if any(self.with_se) and se_position == 'standard' and self._first_gate() == 0:
                 raise ValueError(
                     'branches that start at 0 never train with a gate that is 0 there: set zero_init_residual=False, '
                     f'or another gate than that of se_cfg.act_cfg={self.se_cfg["act_cfg"]}'
@@ -250,11 +250,12 @@ class SEResNet(Backbone):
                 logger='current',
             )
 
-    def _gate_of_zero(self) -> float:
+    def _first_gate(self) -> float:
         if 'act_cfg' not in self.se_cfg:
             return 0.5
         check_act_cfg(self.se_cfg['act_cfg'])
-        return build_activation_layer(self.se_cfg['act_cfg'][1])(torch.zeros(1, device='cpu')).item()
+        start = torch.tensor([float(self.se_cfg.get('gate_bias') or 0)], device='cpu')
+        return build_activation_layer(self.se_cfg['act_cfg'][1])(start).item()
 
     def _make_stem(self, in_channels: int, stem_channels: int, ceil_mode: bool) -> None:
 

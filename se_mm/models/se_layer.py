@@ -89,7 +89,7 @@ class SELayer(BaseModule):
         squeeze: 'avg', 'max', or 'none', which leaves out the pooling and computes gates for every
             position ("NoSqueeze", section 6).
         gate_bias: value that the biases of the last layer start from; a sigmoid makes gates near 0.5 of 0, and gates
-            near 0.88 of 2. None leaves it to the initialisation, which has 0. Weight decay takes biases back to 0,
+            near 0.88 of 2. None leaves the biases as the network initialises them. Weight decay takes biases back to 0,
             unless the optimizer leaves them out:
             ``paramwise_cfg=dict(custom_keys={'se_layer.conv2.conv.bias': dict(decay_mult=0.0)})``.
         init_cfg: initialisation config.

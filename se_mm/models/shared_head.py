@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from se_mm.registry import MODELS
 
+from .blocks import SEBasicBlock
 from .resnet import SEResNet, SEResNeXt
 
 # Arguments of backbones that a stage alone has no use for.
@@ -76,7 +77,9 @@ class SEResLayer(SEResNeXt):
             raise ValueError(f'stage={stage!r}: choose 1, 2 or 3')
         if others := [key for key in OF_BACKBONES if key in kwargs]:
             raise TypeError(f'a shared head has no argument {others[0]}, which belongs to the backbone')
-        _, blocks = self.arch_settings.get(depth, (None, None))
+        block, blocks = self.arch_settings.get(depth, (None, None))
+        if block is SEBasicBlock and groups != 1:
+            raise ValueError(f'groups={groups} needs bottlenecks: depth {depth} has none, choose 50 or more')
         if blocks and isinstance(with_se, Sequence) and len(with_se) != blocks[stage]:
             raise ValueError(f'with_se={tuple(with_se)} needs {blocks[stage]} entries, or one value for all')
         before = (False,) * stage

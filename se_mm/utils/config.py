@@ -217,7 +217,10 @@ def is_pretrained(cfg: dict | list[dict] | None) -> bool:
     """Whether an init_cfg, or one of a list, loads weights."""
     if isinstance(cfg, list | tuple):
         return any(map(is_pretrained, cfg))
-    return isinstance(cfg, dict) and cfg.get('type') in ('Pretrained', PretrainedInit)
+    kind = cfg.get('type') if isinstance(cfg, dict) else None
+    if isinstance(kind, str):  # a dumped config of classes writes their modules, too
+        return kind.rpartition('.')[2] in ('Pretrained', 'PretrainedInit')
+    return kind is PretrainedInit
 
 
 def leaf_datasets(dataset: dict | None) -> Iterator[dict]:

@@ -8,7 +8,14 @@ from typing import NamedTuple
 from torch import nn
 
 from se_mm.models import SEResLayer
-from se_mm.models.architecture import arguments_of, is_residual, misfits, misfits_of_stage
+from se_mm.models.architecture import (
+    HIDDEN_SE,
+    arguments_of,
+    chosen_se,
+    is_residual,
+    misfits,
+    misfits_of_stage,
+)
 from se_mm.utils import InputError
 
 from .recognition import Weights
@@ -65,6 +72,9 @@ def expected_arguments(weights: Weights) -> dict:
             format.caffe_style == 'SE-ResNet' and arguments['type'] == 'SEResNet'
         )
         arguments['style'] = 'caffe' if caffe else 'pytorch'
+    if format.se is not None and any(arguments['with_se']):
+        arguments['se_position'] = format.se['se_position']
+        arguments['se_cfg'] = {**arguments['se_cfg'], **chosen_se(format.se, HIDDEN_SE)}
     return arguments
 
 

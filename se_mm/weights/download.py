@@ -49,7 +49,7 @@ def fetch(checkpoint: str) -> Path:
     """
     address = address_of(str(checkpoint))
     if '://' not in address:
-        return Path(address)
+        return Path(address).expanduser()
     if address.startswith(HUB):
         return _from_hub(checkpoint, address.removeprefix(HUB))
     return _from_address(checkpoint, address)

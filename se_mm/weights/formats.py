@@ -31,6 +31,7 @@ class Format(NamedTuple):
         normalisation: mean and standard deviation (0 to 255) of the images; None if the files don't say.
         stem_pool_ceil_mode: rounding of the stem's pool, None if the files don't say.
         caffe_style: 'never', 'always', 'SE-ResNet' (bottlenecks without groups), or None if the files don't say.
+        se: ``se_position`` and the options of SE that no tensor shows, None if the files don't say.
         torch_names: whether parameters are named as in torch.
         transposes: whether matrices are stored as (inputs, outputs).
         bgr: whether the first convolution takes BGR images.
@@ -45,6 +46,7 @@ class Format(NamedTuple):
     normalisation: dict | None = None
     stem_pool_ceil_mode: bool | None = None
     caffe_style: str | None = None
+    se: dict | None = None
     torch_names: bool = True
     transposes: bool = False
     bgr: bool = False
@@ -160,8 +162,9 @@ UNPOOLED_SHORTCUT = [('layer1.0.downsample.{n}.{p}', 'layer1.0.downsample.{n+1}.
 POOLS_AT_STRIDES = (r'^layer1\.0\.downsample\.0\.', r'^layer2\.0\.downsample\.2\.')
 GLUON_STEM = [('features.0.{p}', 'conv1.{p}'), ('features.1.{p}', 'bn1.{p}')]
 GLUON_DEEP_STEM = [('features.{i}.{p}', 'stem.{i}.{p}')]
-FOUND_IN_TIMM = dict(normalisation=IMAGENET, stem_pool_ceil_mode=False, caffe_style='never')
-FROM_CAFFE = dict(stem_pool_ceil_mode=True, caffe_style='SE-ResNet')
+STANDARD_SE = dict(se_position='standard')
+FOUND_IN_TIMM = dict(normalisation=IMAGENET, stem_pool_ceil_mode=False, caffe_style='never', se=STANDARD_SE)
+FROM_CAFFE = dict(stem_pool_ceil_mode=True, caffe_style='SE-ResNet', se=STANDARD_SE)
 CADENE = dict(FROM_CAFFE, normalisation=IMAGENET)
 FILE_OF_CAFFE = dict(normalisation=CAFFE, torch_names=False, bgr=True)
 GLUON = dict(FOUND_IN_TIMM, torch_names=False)

@@ -45,6 +45,6 @@ class Pretrained:
     def __call__(self, backbone: nn.Module) -> LoadReport:
         """Load the weights and log what became of their tensors."""
         report = load_backbone(backbone, **loading_arguments(self.cfg))
-        untrained = report.fresh_se and not report.identity
+        untrained = report.frozen or report.fresh_se and not report.identity
         print_log(str(report), logger='current', level=logging.WARNING if untrained else logging.INFO)
         return report

@@ -34,6 +34,7 @@ class LoadReport(NamedTuple):
         fresh: the model's tensors that keep their initial values.
         left_over: the checkpoint's tensors that the model has no place for.
         identity: whether fresh SE layers change nothing, see :func:`start_as_identity`; otherwise they are random.
+        frozen: stages with fresh SE layers that cannot learn.
     """
 
     source: str
@@ -44,11 +45,21 @@ class LoadReport(NamedTuple):
     fresh: list[str]
     left_over: list[str]
     identity: bool = False
+    frozen: tuple[str, ...] = ()
 
     @property
     def fresh_se(self) -> bool:
         """Whether SE layers of the model keep their initial values."""
         return any('se_layer' in name for name in self.fresh)
+
+    @property
+    def remedy_for_frozen(self) -> str:
+        """What to set so that all fresh SE layers learn."""
+        identity = '' if self.identity else " and init_cfg.fresh_se='identity'"
+        return (
+            f'{self.source} has no SE, and the SE layers of {", ".join(self.frozen)} are frozen, so that these layers '
+            f'never learn: set frozen_stages=0{identity}'
+        )
 
     def __str__(self) -> str:
         lines = [
@@ -62,6 +73,8 @@ class LoadReport(NamedTuple):
                 if self.identity
                 else 'The SE layers have initial values: train the network before you use it.'
             )
+        if self.frozen:
+            lines.append(self.remedy_for_frozen)
         if self.format.normalisation:
             n = self.format.normalisation
             lines.append(f'The weights expect RGB images with mean={n["mean"]}, std={n["std"]} (data_preprocessor).')
@@ -133,6 +146,8 @@ def load_weights(
     model.load_state_dict(weights.tensors, strict=False)
     if fresh_se == 'identity':
         start_as_identity(model)
+    stuck = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    stuck = [name for name in stuck if 'se_layer' in name and name in found.fresh]
     return LoadReport(
         source=checkpoint,
         format=weights.format,
@@ -142,6 +157,7 @@ def load_weights(
         fresh=found.fresh,
         left_over=found.left_over,
         identity=fresh_se == 'identity',
+        frozen=() if getattr(model, 'deployed', False) else tuple(dict.fromkeys(n.split('.')[0] for n in stuck)),
     )
 
 

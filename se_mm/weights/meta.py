@@ -17,7 +17,8 @@ def properties_in(meta: object, prefix: str) -> dict:
         prefix: of the backbone's names, which tells its place in the config.
 
     Returns:
-        ``stem_pool_ceil_mode``, ``caffe_style`` and ``normalisation``; an empty dict if the meta data do not say.
+        ``stem_pool_ceil_mode``, ``caffe_style``, ``normalisation`` and ``se``; an empty dict if the meta data do not
+        say.
     """
     meta = meta if isinstance(meta, dict) else {}
     backbone, images = meta.get('backbone'), meta.get('data_preprocessor')
@@ -37,7 +38,17 @@ def properties_in(meta: object, prefix: str) -> dict:
         stem_pool_ceil_mode=bool(backbone.get('stem_pool_ceil_mode', kind == 'SENet')),
         caffe_style='always' if backbone.get('style') == 'caffe' else 'never',
         normalisation=_of_rgb(images),
+        se=_options_of_se(backbone),
     )
+
+
+def _options_of_se(backbone: dict) -> dict:
+    options = backbone.get('se_cfg') if isinstance(backbone.get('se_cfg'), dict) else {}
+    found = dict(se_position=backbone.get('se_position', 'standard'), squeeze=options.get('squeeze', 'avg'))
+    activations = options.get('act_cfg')
+    if isinstance(activations, list | tuple) and all(isinstance(part, dict) for part in activations):
+        found['act_cfg'] = activations
+    return found
 
 
 def _of_rgb(images: object) -> dict | None:

@@ -37,7 +37,7 @@ def read_checkpoint(path: str | os.PathLike, unsafe_pickle: bool = False) -> dic
     Raises:
         InputError: the file is missing, damaged, not a checkpoint, or would run code when loaded.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise InputError(f'checkpoint {path} does not exist')
     if path.stat().st_size == 0:

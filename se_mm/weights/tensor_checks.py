@@ -22,7 +22,7 @@ def check_tensors(given: dict[str, Tensor], model: nn.Module, checkpoint: str) -
             zero. The error has the number of such tensors and the first name.
     """
     own = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
-    pairs = {name: (tensor, own[name]) for name, tensor in given.items() if name in own}
+    pairs = {name: (tensor, own[name]) for name, tensor in given.items() if name in own and not _halved(name, tensor)}
     faults = {}
     for name, (tensor, place) in pairs.items():
         if fault := _wrong_kind(tensor, place):
@@ -42,6 +42,11 @@ def check_tensors(given: dict[str, Tensor], model: nn.Module, checkpoint: str) -
             f'checkpoint {checkpoint} is refused: of {len(pairs)} tensors {found}. Use an earlier checkpoint, or copy '
             'or download the file again'
         )
+
+
+def _halved(name: str, tensor: Tensor) -> bool:
+    """Whether it is a counter of batches that somebody halved with all other tensors; norms hardly ever use it."""
+    return name.endswith('num_batches_tracked') and tensor.is_floating_point()
 
 
 def _wrong_kind(tensor: Tensor, place: Tensor) -> str | None:

@@ -60,6 +60,15 @@ def test_without_released_weights_nothing_stays_frozen_at_random():
     assert cfg.train_dataloader.batch_size == 2 and 'batch norm learns from 2 images' in warnings[1]
 
 
+@pytest.mark.parametrize(
+    'name', ['gn/mask-rcnn_r50_fpn_gn-all_2x_coco.py', 'gn+ws/faster-rcnn_r50_fpn_gn-ws-all_1x_coco.py']
+)
+def test_no_weights_with_group_norm_are_released(name):
+    changes, warnings, _ = changed(MMDET / name)
+    assert changes['model']['backbone']['init_cfg'] is None
+    assert 'starts at random weights, there are no released' in warnings[0]
+
+
 def test_plain_weights_are_warned_of():
     _, warnings, _ = changed(MMDET / 'retinanet' / 'retinanet_r50_fpn_1x_coco.py', 'torchvision://resnet50')
     assert 'not in the list of released weights' in warnings[0]

@@ -338,7 +338,6 @@ def test_tool_prints_one_line_and_writes_nothing(run, tmp_path, tmp_path_factory
         (['train.py', 'no.py'], 'error: config no.py does not exist'),
         (['train.py', CONFIGS / '_base_' / 'schedule_1x.py'], 'has no model'),
         (['train.py', DETECTOR, '--compile'], 'compile: torch.compile needs a C++ compiler on a CPU'),
-        (['test.py', DETECTOR, weights, '--compile'], 'compile: torch.compile needs a C++ compiler on a CPU'),
         (['train.py', broken], 'broken.py cannot be read'),
         (['train.py', DETECTOR, '--cfg-options', 'optim_wrapper.type=AmpOptimWrapper'], 'needs a GPU: add --amp'),
         (['train.py', DETECTOR, '--cfg-options', 'optim_wrapper=None'], 'has no optim_wrapper'),

@@ -4,12 +4,16 @@ import copy
 
 import pytest
 import torch
+from mmengine.config import Config
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from se_mm.models import SELayer
+from se_mm.engine.weight_checks import check_pretrained
+from se_mm.models import SELayer, SEResNet
 from se_mm.models.fresh_se import start_as_identity
 from se_mm.utils import InputError
+from se_mm.utils.config import build_model, use_scope
+from se_mm.weights import load_backbone
 from zoo import TINY, build, image, loss_of
 
 
@@ -77,3 +81,37 @@ def test_where_fresh_se_cannot_start_as_the_identity(name, kwargs, layer):
     if name == 'SEBNInception':
         assert 'Set with_se=(True, False, False), or leave' in str(error.value)
         start_as_identity(build(name, with_se=(True, False, False)))
+
+
+def test_gates_cannot_start_at_two_values(tmp_path):
+    torch.save(SEResNet(18, base_channels=16, with_se=False).state_dict(), tmp_path / 'a.pth')
+    model = SEResNet(18, base_channels=16, se_cfg=dict(gate_bias=2.0))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(InputError, match='leave one of both out'):
+        load_backbone(model, tmp_path / 'a.pth', fresh_se='identity')
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize('fresh_se', ['random', 'identity'])
+def test_fresh_se_that_is_frozen(fresh_se, tmp_path):
+    """The report says so, and the tools refuse random gates that never learn."""
+    torch.save(SEResNet(18, base_channels=16, with_se=False).state_dict(), tmp_path / 'a.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'), fresh_se=fresh_se)
+    backbone = dict(type='se_mm.SEResNet', depth=18, base_channels=16, frozen_stages=2, init_cfg=init_cfg)
+    cfg = Config(dict(model=dict(type='ImageClassifier', backbone=backbone), default_scope='mmpretrain'))
+    use_scope(cfg)
+    model = build_model(cfg)
+    report = load_backbone(model.backbone, tmp_path / 'a.pth', fresh_se=fresh_se)
+    assert report.frozen == ('layer1', 'layer2')
+    assert 'the SE layers of layer1, layer2 are frozen' in str(report) and 'set frozen_stages=0' in str(report)
+    if fresh_se == 'identity':
+        check_pretrained(cfg, model)
+    else:
+        with pytest.raises(
+            InputError, match=r"model\.backbone\.init_cfg: .*set frozen_stages=0 and init_cfg\.fresh_se='identity'"
+        ):
+            check_pretrained(cfg, model)
+    cfg.model.backbone.frozen_stages = 0
+    model = build_model(cfg)
+    check_pretrained(cfg, model)
+    assert load_backbone(model.backbone, tmp_path / 'a.pth').frozen == ()

@@ -71,6 +71,8 @@ def test_variants_of_the_layer(name, se_cfg):
         (dict(se_cfg=dict(squeeze='min')), 'squeeze'),
         (dict(se_ratio=100000), 'se_ratio'),
         (dict(se_cfg=dict(ratio=8)), 'give it as se_ratio'),
+        (dict(se_cfg=dict(rato=8)), "se_cfg has the key 'rato': choose of act_cfg, "),
+        (dict(se_cfg=dict(channels=8)), "se_cfg has the key 'channels': choose of act_cfg, "),
         (dict(se_cfg=dict(act_cfg=dict(type='ReLU'))), 'two configs'),
     ],
     ids=str,

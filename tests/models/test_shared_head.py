@@ -182,6 +182,8 @@ def test_choices_are_named():
             SEResLayer(**dict(dict(depth=18), **kwargs))
     with pytest.raises(TypeError, match='a shared head has no argument frozen_stages, which belongs to the backbone'):
         SEResLayer(18, frozen_stages=1)
+    with pytest.raises(ValueError, match='groups=32 needs bottlenecks: depth 34 has none'):
+        SEResLayer(34, groups=32)
     deployed = SEResLayer(18, extra_norm=True, deploy=True)
     assert not any(module.training for module in deployed.modules())
 
@@ -242,3 +244,11 @@ def test_with_open_gates_a_twin_is_mmdets_detector(name):
             results.append(model(**model.data_preprocessor(deepcopy(batch), False), mode='predict')[0].pred_instances)
     torch.testing.assert_close(results[0].bboxes, results[1].bboxes, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(results[0].scores, results[1].scores)
+
+
+@pytest.mark.parametrize('fused_se', [True, 'torch', False])
+def test_image_without_regions(fused_se):
+    head = SEResLayer(50, base_channels=16, fused_se=fused_se).eval()
+    for mode in (torch.no_grad(), torch.enable_grad()):
+        with mode:
+            assert head(torch.randn(0, 256, 14, 14)).shape == (0, 512, 7, 7)

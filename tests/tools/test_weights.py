@@ -7,6 +7,7 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import mmcv.ops  # noqa: F401  registers DCNv2
 import pytest
 import timm
 import torch
@@ -15,6 +16,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 from conftest import CONFIGS, TOOLS
 from se_mm.conversion import save_weights
+from se_mm.models import SEResNet
 from se_mm.utils import sha256
 from se_mm.weights import read_checkpoint
 
@@ -81,6 +83,34 @@ def test_conversion_errors(run, tmp_path, arguments, message):
     code, output = run(*tool('convert_checkpoint', *arguments))
     assert code == 1 and message in output and 'Traceback' not in output
     assert not (tmp_path / 'b.pth').exists()
+
+
+@pytest.mark.parametrize(
+    'arguments, words',
+    [
+        (dict(norm_cfg=dict(type='GN', num_groups=8)), 'networks with norms of type GN are not converted'),
+        (dict(dcn=dict(type='DCNv2'), stage_with_dcn=(True,) * 4), 'networks with deformable convolutions are not'),
+    ],
+    ids=str,
+)
+def test_networks_that_are_not_converted(run, tmp_path, arguments, words):
+    torch.save(SEResNet(50, base_channels=16, **arguments).state_dict(), tmp_path / 'a.pth')
+    code, output = run(*tool('convert_checkpoint', 'a.pth', 'b.pth'))
+    assert code == 1 and words in output and 'Traceback' not in output
+    code, output = run(*tool('publish_model', 'a.pth', 'b.safetensors'))
+    assert code == 0, output
+
+
+def test_networks_of_three_stages_are_converted(run, tmp_path):
+    arguments = dict(num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(2,))
+    torch.save(SEResNet(50, base_channels=16, **arguments).state_dict(), tmp_path / 'a.pth')
+    code, output = run(*tool('convert_checkpoint', 'a.pth', 'b.pth', '--json', 'a.json'))
+    assert code == 0 and 'SE last' in output, output
+    backbone = json.loads((tmp_path / 'a.json').read_text())['backbone']
+    expected = dict(arguments, type='se_mm.SEResNet', depth=50, base_channels=16)
+    assert backbone == json.loads(json.dumps(expected))
+    code, output = run(*tool('convert_checkpoint', 'a.pth', 'c.pth', '--to', 'timm'))
+    assert code == 1 and 'timm has no network with blocks=(3, 4, 6)' in output
 
 
 def test_released_weights_are_listed(run):

@@ -1,10 +1,11 @@
 """Configs as the tools read them: where the data is, and overrides of the command line."""
 
 import pytest
+from mmengine.model import KaimingInit, PretrainedInit
 
 from conftest import CONFIGS
 from se_mm.utils import InputError
-from se_mm.utils.config import load_config
+from se_mm.utils.config import is_pretrained, load_config
 
 DETECTOR = CONFIGS / 'faster_rcnn_se_r50_coco.py'
 LOADERS = [f'{split}_dataloader' for split in ('train', 'val', 'test')]
@@ -95,3 +96,11 @@ def test_overrides_that_do_not_fit(key, words):
     with pytest.raises(InputError) as error:
         load_config(DETECTOR, {key: 1})
     assert words in str(error.value) and '--cfg-options' in str(error.value)
+
+
+def test_pretrained_weights_of_dumped_configs():
+    """MMEngine dumps a class with its module."""
+    for kind in ('Pretrained', 'mmengine.Pretrained', 'mmengine.model.PretrainedInit', PretrainedInit):
+        assert is_pretrained(dict(type=kind, checkpoint='a.pth'))
+    for cfg in (None, dict(), dict(type='Kaiming'), dict(type='mmengine.model.KaimingInit'), dict(type=KaimingInit)):
+        assert not is_pretrained(cfg)

@@ -208,6 +208,13 @@ def test_loaded_tensors_do_not_depend_on_the_file(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(before, model.state_dict().values(), strict=True))
 
 
+def test_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    torch.save(SEResNet(18).state_dict(), tmp_path / 'a.pth')
+    SEResNet(18, init_cfg=dict(type='Pretrained', checkpoint='~/a.pth')).init_weights()
+    assert 'conv1.weight' in read_checkpoint('~/a.pth')['state_dict']
+
+
 def test_sha256_in_init_cfg(tmp_path):
     model = SEResNet(18)
     torch.save(model.state_dict(), tmp_path / 'a.pth')

@@ -1,13 +1,15 @@
+import re
 import time
 
 import pytest
 import torch
 from mmengine.config import Config
 
+from se_mm.conversion import timm_state
 from se_mm.engine.weight_checks import check_normalisation
-from se_mm.models import SEResNet
+from se_mm.models import SEResLayer, SEResNet
 from se_mm.utils import InputError
-from se_mm.weights import load_backbone
+from se_mm.weights import load_backbone, read_checkpoint, recognise
 from se_mm.weights.meta import properties_in, written_config
 
 BGR = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False)
@@ -27,6 +29,34 @@ def test_arguments_that_change_no_tensor_are_checked(tmp_path):
     with pytest.raises(InputError, match=r"set .*stem_pool_ceil_mode=True.*style='caffe'|style='caffe'.*ceil_mode"):
         load_backbone(SEResNet(50), path)
     load_backbone(SEResNet(50, style='caffe', stem_pool_ceil_mode=True), path)
+
+
+@pytest.mark.parametrize(
+    'arguments, words',
+    [
+        (dict(se_position='post'), "set se_position='post' (is 'standard')"),
+        (dict(se_cfg=dict(squeeze='max')), "set se_cfg={'squeeze': 'max'} (is {})"),
+        (
+            dict(se_cfg=dict(bias=False, act_cfg=[dict(type='ReLU'), dict(type='HSigmoid')])),
+            "set se_cfg={'bias': False, 'act_cfg': ({'type': 'ReLU'}, {'type': 'HSigmoid'})} (is {})",
+        ),
+    ],
+    ids=str,
+)
+def test_options_of_se_that_change_no_tensor_are_checked(arguments, words, tmp_path):
+    """Also of shared heads, and of weights without these options."""
+    path = trained(tmp_path / 'a.pth', base_channels=16, **arguments)
+    for kind in (SEResNet, SEResLayer):
+        with pytest.raises(InputError, match=re.escape(words)):
+            load_backbone(kind(50, base_channels=16), path)
+        load_backbone(kind(50, base_channels=16, **arguments), path)
+    path = trained(tmp_path / 'b.pth', base_channels=16)
+    with pytest.raises(InputError, match='set se_(position|cfg)='):
+        load_backbone(SEResNet(50, base_channels=16, **arguments), path)
+    content = read_checkpoint(tmp_path / 'a.pth')
+    weights = recognise(content['state_dict'], 'a.pth', meta=content['meta'])
+    with pytest.raises(InputError, match=r'a\.pth: timm has no network with .*se_(position|cfg)='):
+        timm_state(weights, 'a.pth')
 
 
 def test_normalisation_is_compared_in_one_order(tmp_path, monkeypatch):

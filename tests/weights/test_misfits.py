@@ -25,6 +25,8 @@ MISFITS = [
     ('seresnet50', dict(se_ratio=8), ['se_ratio=16 (is 8)']),
     ('seresnet50', dict(se_cfg=dict(bias=False)), ["se_cfg={} (is {'bias': False})"]),
     ('seresnet50', dict(with_se=(False, True, True, True)), ['with_se=(True, True, True, True)']),
+    ('seresnet50', dict(se_position='post'), ["set se_position='standard' (is 'post')"]),
+    ('seresnet50', dict(se_cfg=dict(squeeze='max')), ["set se_cfg={} (is {'squeeze': 'max'})"]),
     ('seresnet50', dict(deploy=True), ['deploy=False (is True)']),
     ('seresnet50', dict(deep_stem=True, avg_down=True), ['deep_stem=False (is True)', 'avg_down=False (is True)']),
     ('seresnet50', dict(in_channels=1), ['in_channels=3 (is 1)']),
@@ -119,6 +121,53 @@ def test_advice_leads_to_success_at_once(name, arguments, tmp_path):
     with pytest.raises(InputError, match=': set ') as caught:
         load_backbone(MODELS.build(arguments), path)
     load_backbone(MODELS.build(follow(arguments, caught.value)), path)
+
+
+SMALL = dict(type='se_mm.SEResNet', depth=50, base_channels=16)
+FIFTY = dict(SMALL, base_channels=64)
+HEAD = dict(type='se_mm.SEResLayer', depth=50, base_channels=16)
+C4 = dict(num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(2,))
+GN = dict(type='GN', num_groups=8)
+DCN = dict(dcn=dict(type='DCNv2', deform_groups=1), stage_with_dcn=(False, True, True, True))
+
+
+@pytest.mark.parametrize(
+    'weights, model, advice',
+    [
+        (dict(SMALL, se_cfg=dict(variant='bump')), dict(SMALL, with_se=False), dict(se_cfg=dict(variant='bump'))),
+        (dict(SMALL, se_ratio=4), dict(SMALL, with_se=False), dict(se_ratio=4)),
+        (dict(SMALL, **C4), dict(SMALL, depth=101, **C4), dict(depth=50)),
+        (dict(FIFTY, depth=18), dict(FIFTY, type='se_mm.SEResNeXt', groups=1), dict(depth=18, type='SEResNet')),
+        (SMALL, dict(HEAD, depth=18, base_channels=8), dict(depth=50, base_channels=16)),
+        (dict(SMALL, se_ratio=4), dict(HEAD, with_se=False), dict(with_se=True, se_ratio=4)),
+    ],
+    ids=str,
+)
+def test_advice_is_complete(weights, model, advice, tmp_path):
+    torch.save(MODELS.build(weights).state_dict(), tmp_path / 'a.pth')
+    with pytest.raises(InputError, match=': set ') as caught:
+        load_backbone(MODELS.build(model), tmp_path / 'a.pth')
+    followed = follow(model, caught.value)
+    assert dict(followed, type=followed['type'].rpartition('.')[2]).items() >= advice.items()
+    load_backbone(MODELS.build(followed), tmp_path / 'a.pth')
+
+
+@pytest.mark.parametrize(
+    'weights, model, words',
+    [
+        (dict(SMALL, norm_cfg=GN), SMALL, 'set norm_cfg of type GN (is BN)'),
+        (SMALL, dict(SMALL, norm_cfg=GN), 'set norm_cfg of type BN (is GN)'),
+        (dict(SMALL, norm_cfg=GN), HEAD, 'set norm_cfg of type GN (is BN)'),
+        (dict(SMALL, **DCN), SMALL, 'set dcn, which the weights have in the stages (False, True, True, True)'),
+        (dict(SMALL, **DCN), HEAD, 'set dcn, which the weights have in the stages (True,)'),
+        (dict(SMALL, **C4), SMALL, 'set num_stages=3 (is 4)'),
+    ],
+    ids=str,
+)
+def test_other_layers_are_named(weights, model, words, tmp_path):
+    torch.save(MODELS.build(weights).state_dict(), tmp_path / 'a.pth')
+    with pytest.raises(InputError, match=re.escape(words)):
+        load_backbone(MODELS.build(model), tmp_path / 'a.pth')
 
 
 def test_what_strict_false_allows_is_a_warning(tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ CHANGES = {
     'integer': (CONV, lambda t: t.int(), 'hold integer numbers, and the model needs floating ones'),
     'bool': (CONV, lambda t: t.bool(), 'hold integer numbers, and the model needs floating ones'),
     'complex': (CONV, lambda t: t.to(torch.complex64), 'hold complex numbers, and the model needs floating ones'),
-    'floating counter': (COUNTER, lambda t: t + 0.5, 'hold floating numbers, and the model needs integer ones'),
+    'complex counter': (COUNTER, lambda t: t + 1j, 'hold complex numbers, and the model needs integer ones'),
     'nan': (CONV, lambda t: with_value(t, torch.nan), 'have NaN or infinite values'),
     'infinite': (NORM, lambda t: with_value(t, -torch.inf), 'have NaN or infinite values'),
     'nan in half': (CONV, lambda t: with_value(t, torch.nan).half(), 'have NaN or infinite values'),
@@ -108,3 +108,16 @@ def test_copies_that_fail_are_errors():
     model = Fails(2, 2)
     with pytest.raises(InputError, match=r'1 not copied \(e\.g\. While copying the parameter named "weight"'):
         load_model(model, model.state_dict(), 'a.pth', strict=False)
+
+
+def test_halved_state_dicts_load(tmp_path):
+    """With their counters, which a number of 16 bits cannot hold."""
+    model = SEResNet(18, base_channels=16)
+    state = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    state[COUNTER].fill_(torch.inf)
+    torch.save(state, tmp_path / 'a.pth')
+    loaded = SEResNet(18, base_channels=16)
+    load_backbone(loaded, tmp_path / 'a.pth')
+    assert torch.equal(loaded.conv1.weight, state['conv1.weight'].float())
+    torch.save({f'backbone.{name}': tensor for name, tensor in state.items()}, tmp_path / 'b.pth')
+    load_model(nn.ModuleDict(dict(backbone=loaded)), torch.load(tmp_path / 'b.pth'), 'b.pth')
