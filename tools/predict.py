@@ -17,7 +17,7 @@ import se_mm  # noqa: F401  registers the backbones
 from se_mm.datasets.images import check_images
 from se_mm.engine import guard
 from se_mm.engine.arguments import ConfigOptions
-from se_mm.engine.inference import predictor
+from se_mm.engine.inference import check_device, picture_of, predictor
 from se_mm.utils import InputError, errors_name, write_json
 from se_mm.utils.config import load_config
 from se_mm.weights import fetch
@@ -40,10 +40,14 @@ def parse_args():
 def main():
     args = parse_args()
     cfg = load_config(args.config, args.cfg_options)
-    # pictures of a classifier have names that end at the first dot
-    names = [Path(image).name.partition('.' if cfg.default_scope == 'mmpretrain' else '/')[0] for image in args.images]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise InputError(f'two images are named {twice[0]}, and so would be their pictures: choose one')
+    if args.device:
+        check_device(args.device)
+    pictures = [picture_of(image, cfg, args.out_dir) for image in args.images]
+    if twice := [picture for picture in pictures if pictures.count(picture) > 1]:
+        raise InputError(f'two pictures would be written to {twice[0]}: choose one of the images')
+    images = {Path(image).resolve() for image in args.images}
+    if lost := [picture for picture in pictures if picture.resolve() in images]:
+        raise InputError(f'{lost[0]} is an image, and its picture would replace it: give another --out-dir')
     checked = check_images(args.images, 'the command line')
     for image in args.images:
         if image not in checked and imread(image) is None:  # of a kind that the check does not know

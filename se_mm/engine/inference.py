@@ -17,6 +17,7 @@ from mmengine.device import get_device
 from mmengine.registry import DATASETS
 from torch import Tensor, nn
 
+from se_mm.analysis.complexity import input_size
 from se_mm.datasets.images import check_images
 from se_mm.utils import InputError
 from se_mm.utils.config import build_model, leaf_datasets, type_name, use_scope
@@ -62,7 +63,27 @@ def build_whole_model(cfg: Config) -> nn.Module:
     use_scope(cfg)
     if 'data_preprocessor' in cfg:
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    take_image_files(cfg)
     return build_model(cfg)
+
+
+def take_image_files(cfg: Config) -> None:
+    """Change a config whose test data are arrays in RGB, as CIFAR's and SVHN's are, for image files, which are BGR.
+
+    The files are read, turned to RGB and, unless the pipeline sets a size, resized to that of the data set's images. A
+    config that reads files stays as it is.
+    """
+    steps = test_steps(cfg) if cfg.get('test_dataloader') else []
+    if not steps or any(type_name(step).startswith('Load') for step in steps):
+        return
+    reading = [dict(type='LoadImageFromFile')]
+    if not any(word in type_name(step) for step in steps for word in ('Resize', 'Crop')):
+        height, width = input_size(cfg)
+        reading.append(dict(type='Resize', scale=(width, height)))
+    (*_, dataset) = leaf_datasets(cfg.test_dataloader.dataset)
+    dataset['pipeline'] = [*reading, *dataset['pipeline']]
+    images = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    cfg.model['data_preprocessor'] = {**images, 'to_rgb': not images.get('to_rgb', False)}
 
 
 def prepared_images(cfg: Config, model: nn.Module, images: list[str]) -> list[Tensor]:
@@ -94,6 +115,7 @@ def pipeline_outputs(cfg: Config, images: list[str]) -> Iterator[dict]:
         InputError: an image is missing or damaged.
     """
     check_images(images, 'the command line')
+    take_image_files(cfg)
     pipeline = Compose(test_steps(cfg))
     return (pipeline(dict(img_path=image, img_id=i)) for i, image in enumerate(images))
 
@@ -119,6 +141,25 @@ def test_steps(cfg: Config) -> list[dict]:
     """The test pipeline of a config, without loading of annotations."""
     (*_, dataset) = leaf_datasets(cfg.test_dataloader.dataset)
     return [step for step in dataset['pipeline'] if type_name(step) != 'LoadAnnotations']
+
+
+def picture_of(image: str, cfg: Config, folder: Path) -> Path:
+    """Where the inferencer of a config writes the picture of an image."""
+    if cfg.default_scope == 'mmpretrain':
+        return folder / Path(Path(image).stem).with_suffix('.png')
+    return folder / 'vis' / Path(image).name
+
+
+def check_device(device: str) -> None:
+    """Check that tensors can be made on a device.
+
+    Raises:
+        InputError: naming the device.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise InputError(f'--device {device}: {str(error).splitlines()[0]}') from error
 
 
 def predictor(
@@ -166,8 +207,7 @@ def _classifier(
             for label in scores.argsort()[::-1][:5]
         ]
         summary = ', '.join(f'{entry["class"]} {entry["score"]:.2f}' for entry in best[:3])
-        picture = (folder / Path(image).stem).with_suffix('.png')  # as the inferencer names it
-        return Prediction(summary, dict(image=image, classes=best), picture)
+        return Prediction(summary, dict(image=image, classes=best), picture_of(image, cfg, folder))
 
     return classify
 
@@ -193,6 +233,6 @@ def _detector(
         ]
         counts = Counter(box['class'] for box in boxes).most_common()
         summary = ', '.join(f'{count} {name}' for name, count in counts) or 'nothing'
-        return Prediction(summary, dict(image=image, boxes=boxes), folder / 'vis' / Path(image).name)
+        return Prediction(summary, dict(image=image, boxes=boxes), picture_of(image, cfg, folder))
 
     return detect

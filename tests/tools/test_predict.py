@@ -5,12 +5,13 @@ import sys
 
 import cv2
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from mmdet.apis import inference_detector, init_detector
 
 from conftest import CONFIGS, TOOLS
-from se_mm.engine.inference import predictor
+from se_mm.engine.inference import build_whole_model, predictor
 from se_mm.utils import InputError
 from se_mm.utils.config import build_model, load_config, use_scope
 
@@ -81,6 +82,38 @@ def test_detector(weights, photo, tmp_path):
     assert drawn.shape == (120, 160, 3) and (drawn != cv2.imread(str(photo))).any()
 
 
+@pytest.mark.parametrize(
+    'name, size, crop, steps',
+    [
+        ('cifar/se_r110_cifar10.py', 32, 32, ['Resize']),
+        ('variations/se_r18_svhn.py', 256, 224, ['ResizeEdge', 'CenterCrop']),
+    ],
+)
+def test_files_for_a_network_of_arrays(run, photo, tmp_path, name, size, crop, steps):
+    """CIFAR's and SVHN's own data sets give RGB arrays of one size, and no files."""
+    cv2.imwrite(str(photo), cv2.resize(cv2.imread(str(photo)), (size, size)))
+    cfg = load_config(CONFIGS / name)
+    assert not cfg.data_preprocessor.to_rgb
+    assert not any('Load' in step.type for step in cfg.test_dataloader.dataset.pipeline)
+    model = build_whole_model(cfg).eval()
+    torch.save(model.state_dict(), tmp_path / 'a.pth')
+    answer = predictor(load_config(CONFIGS / name), str(tmp_path / 'a.pth'), tmp_path / 'out', device='cpu')(str(photo))
+    start, end = (size - crop) // 2, (size + crop) // 2
+    image = cv2.imread(str(photo))[start:end, start:end, ::-1].copy()
+    pixels = torch.from_numpy(image).permute(2, 0, 1).float()
+    mean, std = (torch.tensor(cfg.data_preprocessor[key]).view(3, 1, 1) for key in ('mean', 'std'))
+    with torch.no_grad():
+        scores = model(((pixels - mean) / std)[None]).softmax(1)[0]
+    found = {entry['label']: entry['score'] for entry in answer.content['classes']}
+    assert found == pytest.approx({label: scores[label].item() for label in found}, rel=1e-4)
+
+    sizes = ['--size', crop, crop, '--images', photo]
+    code, output = run(sys.executable, TOOLS / 'export_onnx.py', CONFIGS / name, 'a.pth', 'a.onnx', *sizes)
+    assert code == 0, output
+    known = onnxruntime.InferenceSession(tmp_path / 'a.onnx').get_modelmeta().custom_metadata_map
+    assert known['channels'] == 'RGB' and [step['type'] for step in json.loads(known['pipeline'])] == steps
+
+
 def test_mistakes(run, weights, photo, tmp_path):
     checkpoint, _ = weights(CLASSIFIER)
     with pytest.raises(InputError, match='is for another architecture than the config'):
@@ -92,7 +125,20 @@ def test_mistakes(run, weights, photo, tmp_path):
         ([tmp_path / 'none.png'], 'none.png'),
         ([tmp_path / 'text.png'], 'text.png'),
         ([photo, tmp_path / 'photo2.heic'], 'photo2.heic is not of a kind that OpenCV can read'),
-        ([photo, tmp_path / 'other' / 'photo.png'], 'two images are named photo,'),
+        ([photo, '-o', tmp_path], 'photo.png is an image, and its picture would replace it: give another --out-dir'),
+        ([photo, tmp_path / 'other' / 'photo.png'], 'two pictures would be written to predictions/photo.png'),
     ):
         code, output = run(sys.executable, TOOLS / 'predict.py', CLASSIFIER, checkpoint, *images)
         assert code == 1 and message in output and 'Traceback' not in output and not (tmp_path / 'predictions').exists()
+    for device in ('cuda:99', 'abacus'):
+        code, output = run(sys.executable, TOOLS / 'predict.py', CLASSIFIER, checkpoint, photo, '--device', device)
+        assert code == 1 and f'error: --device {device}: ' in output and 'Traceback' not in output
+
+
+def test_dots_in_names(run, weights, photo, tmp_path):
+    checkpoint, _ = weights(CLASSIFIER)
+    images = [tmp_path / f'a.v{i}.x.png' for i in (1, 2)]
+    for image in images:
+        image.write_bytes(photo.read_bytes())
+    code, output = run(sys.executable, TOOLS / 'predict.py', CLASSIFIER, checkpoint, *images)
+    assert code == 0 and {p.name for p in (tmp_path / 'predictions').glob('*.png')} == {'a.v1.png', 'a.v2.png'}, output
