@@ -11,6 +11,7 @@ import argparse
 import shlex
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from mmengine.device import get_device
@@ -91,6 +92,10 @@ def parse_args():
     return args
 
 
+class Interrupted(Exception):
+    """Ends work between images after Ctrl-C."""
+
+
 class Interruption:
     """Turns Ctrl-C into a question that is asked between images, so that no image counts by half.
 
@@ -110,7 +115,7 @@ class Interruption:
 
     def check(self):
         if self.wanted:
-            raise KeyboardInterrupt
+            raise Interrupted
 
     def of_any_process(self):
         return any(all_gather_object(self.wanted))
@@ -226,11 +231,8 @@ def _until_interrupted(work, interruption, advance):
         advance()
         interruption.check()
 
-    try:
+    with suppress(Interrupted):
         work(check)
-    except KeyboardInterrupt:
-        if not interruption.wanted:
-            raise
 
 
 def verdicts_table(analysis):

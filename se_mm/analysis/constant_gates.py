@@ -30,12 +30,12 @@ def constant_gates(folder: str | Path) -> dict[str, Tensor]:
     path = Path(folder, 'excitation.json')
     try:
         networks = json.loads(path.read_text(encoding='utf-8'))
-        (network,) = networks if len(networks) == 1 else (None,)
-    except (OSError, ValueError) as error:
-        raise InputError(f'{path} cannot be read ({error}): give a folder of tools/analyze_excitation.py') from error
-    if network is None:
+        roles = [{layer: verdict['role'] for layer, verdict in network['verdicts'].items()} for network in networks]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f'{path} cannot be read ({error!r}): give a folder of tools/analyze_excitation.py') from error
+    if len(networks) != 1:
         raise InputError(f'{path} has {len(networks)} networks: analyse the network to deploy alone, without --compare')
-    roles = {name: verdict['role'] for name, verdict in network['verdicts'].items()}
+    (network,), (roles,) = networks, roles
     if not roles:
         raise InputError(f'{path} has no verdicts: run tools/analyze_excitation.py on images with labels')
     arrays = path.with_name(f'{file_stem(network["network"])}.npz')

@@ -135,7 +135,8 @@ class BoxAP:
 
     def worth(self, kept: Sequence[Boxes], own: Sequence[Boxes]) -> Worth:
         """In percent and points of percent."""
-        parts = [np.arange(len(own)), *left_out(len(own))]
+        by_image = np.argsort([boxes.image_id for boxes in own], kind='stable')  # several processes have another order
+        parts = [by_image, *(by_image[part] for part in left_out(len(own)))]
         if self._latest is None or self._latest[0] is not own:
             self._latest = own, self._values(own, parts)
         values = self._values(kept, parts)

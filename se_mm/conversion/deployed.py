@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,4 +67,4 @@ def features(network: Backbone, images: Iterable[Tensor]) -> list[list[Tensor]]:
 def largest_difference(before: list[list[Tensor]], after: list[list[Tensor]]) -> float:
     """Largest difference of features, in the largest value of their stage."""
     stages = [pair for a, b in zip(before, after, strict=True) for pair in zip(a, b, strict=True)]
-    return max(float((a - b).abs().max() / a.abs().max()) for a, b in stages)
+    return float(np.max([(a - b).abs().max().item() / a.abs().max().item() for a, b in stages]))  # NaN if one is

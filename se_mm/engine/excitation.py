@@ -166,6 +166,8 @@ def _read_groups(path: Path, images: Sequence[str]) -> tuple[list[str], list[lis
         raise InputError(
             f'{path} cannot be read ({error!r}): it is a CSV file with the columns image and group'
         ) from error
+    if not rows or not all(image and group for image, group in rows):
+        raise InputError(f'{path}: give an image and its group in every row, and at least one row')
     names = list(dict.fromkeys(group for _, group in rows))
     ends: dict[str, list[int]] = {}
     for i, image in enumerate(images):

@@ -12,6 +12,7 @@ from base64 import b64decode
 import numpy as np
 import pytest
 import torch
+import torch.distributed.run
 from PIL import Image
 
 from conftest import CONFIGS, TOOLS
@@ -19,6 +20,7 @@ from se_mm.utils.config import build_model, load_config, use_scope
 from work_dirs import many_scenes
 
 TOOL = TOOLS / 'analyze_excitation.py'
+LAUNCHER = [sys.executable, torch.distributed.run.__file__]  # torchrun, as a file that can be forked
 CLASSIFIER = CONFIGS / 'quickstart' / 'se_r18_scenes.py'
 DETECTOR = CONFIGS / 'quickstart' / 'faster_rcnn_se_r18_shapes.py'
 SMALL = f"""
@@ -94,7 +96,7 @@ def test_two_processes_see_what_one_sees(run, small, scenes, tmp_path, free_port
     """Two networks, their statistics, and what their gates are worth."""
     options = [*small, '--compare', *save('small.py', tmp_path, seed=1), '--worth-images', 7, '--layers', 'SE_5_2']
     assert run(sys.executable, TOOL, *options, '--out-dir', 'one', *data(scenes))[0] == 0
-    launch = ['torchrun', '--nproc_per_node=2', f'--master_port={free_port}', TOOL]
+    launch = [*LAUNCHER, '--nproc_per_node=2', f'--master_port={free_port}', TOOL]
     code, output = run(*launch, *options, '--launcher', 'pytorch', '--out-dir', 'two', *data(scenes))
     assert code == 0, output
     for name in ('small seed0', 'small seed1'):
@@ -116,7 +118,7 @@ def test_two_processes_see_what_one_sees(run, small, scenes, tmp_path, free_port
 @pytest.mark.slow
 def test_process_with_one_image(run, small, scenes, tmp_path, free_port):
     """Gates of other images come from all processes."""
-    launch = ['torchrun', '--nproc_per_node=2', f'--master_port={free_port}', TOOL]
+    launch = [*LAUNCHER, '--nproc_per_node=2', f'--master_port={free_port}', TOOL]
     options = ['--num-images', 3, '--layers', 'SE_5_2', '--out-dir', 'out', '--launcher', 'pytorch']
     code, output = run(*launch, *small, *options, *data(scenes))
     assert code == 0, output
@@ -188,7 +190,8 @@ def test_data_in_parts(run, small, scenes, tmp_path):
 
 def test_mistakes_are_one_line(run, small, scenes, tmp_path):
     plain = save(CONFIGS / 'quickstart' / 'r18_scenes.py', tmp_path, seed=2)
-    (tmp_path / 'groups.csv').write_text('image,group\nnone.jpg,a\n')
+    for name, rows in dict(groups='none.jpg,a', incomplete='none.jpg', rows='').items():
+        (tmp_path / f'{name}.csv').write_text(f'image,group\n{rows}\n')
     missing, empty = tmp_path / 'missing.py', tmp_path / 'empty.py'
     (tmp_path / 'empty.txt').write_text('')
     for config, name in ((missing, 'nowhere.txt'), (empty, str(tmp_path / 'empty.txt'))):
@@ -204,6 +207,8 @@ def test_mistakes_are_one_line(run, small, scenes, tmp_path):
         ([*small, '--layers', 'SE_9_9'], 'SE_9_9 is no SE layer: choose of SE_2_1, '),
         ([*small, '--num-images', 0], '--num-images 0: choose a whole number from 1'),
         ([*small, '--groups', 'groups.csv'], 'groups.csv: none.jpg is the end of 0 paths of the data set'),
+        ([*small, '--groups', 'incomplete.csv'], 'incomplete.csv: give an image and its group in every row'),
+        ([*small, '--groups', 'rows.csv'], 'rows.csv: give an image and its group in every row, and at least one row'),
         ([*small, '--low', 0.9], '--low 0.9 has to be below --high 0.9'),
         ([*small, '--worth-images', 1], '--worth-images 1: gates of other images need at least 2 images'),
         ([missing, small[1], '--split', 'train'], 'nowhere.txt'),
@@ -221,14 +226,15 @@ def many_images(tmp_path, small, scenes):
     return [tmp_path / 'many.py', small[1]]
 
 
-def interrupt_at(process, words):
+def interrupt_at(process, words, twice=False):
     """Ctrl-C as a terminal sends it, to all processes, when a bar has an estimate: images have gone through."""
     output = ''
-    while not re.search(rf'{words}[^\n]*\d:\d\d:\d\d', output):
-        chunk = os.read(process.stderr.fileno(), 4096)
-        assert chunk, output
-        output += chunk.decode()
-    os.killpg(process.pid, signal.SIGINT)
+    for moment in (rf'{words}[^\n]*\d:\d\d:\d\d', *(['ends after the current images'] if twice else [])):
+        while not re.search(moment, output):
+            chunk = os.read(process.stderr.fileno(), 4096)
+            assert chunk, output
+            output += chunk.decode()
+        os.killpg(process.pid, signal.SIGINT)
     return output + process.communicate(timeout=100)[1]
 
 
@@ -237,7 +243,13 @@ def interrupt_at(process, words):
 def test_interrupt_writes_what_there_is(forking, small, scenes, tmp_path, free_port, processes):
     program = [forking / 'python', TOOL]
     if processes > 1:
-        program = ['torchrun', f'--nproc_per_node={processes}', f'--master_port={free_port}', TOOL]
+        program = [
+            forking / 'python',
+            *LAUNCHER[1:],
+            f'--nproc_per_node={processes}',
+            f'--master_port={free_port}',
+            TOOL,
+        ]
     launcher = ['--launcher', 'pytorch'] if processes > 1 else []
     command = [*program, *many_images(tmp_path, small, scenes), '--out-dir', 'out', *launcher, *data(scenes)]
     process = subprocess.Popen(
@@ -251,6 +263,18 @@ def test_interrupt_writes_what_there_is(forking, small, scenes, tmp_path, free_p
     assert 0 < numbers['images'] < 960
     remark = f'The analysis was interrupted after {numbers["images"]} images.'
     assert numbers['remarks'] == [remark] and remark in (tmp_path / 'out' / 'excitation.html').read_text()
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_ends_at_once(forking, small, scenes, tmp_path):
+    command = [forking / 'python', TOOL, *many_images(tmp_path, small, scenes), '--out-dir', 'out', *data(scenes)]
+    process = subprocess.Popen(
+        list(map(str, command)), cwd=tmp_path, stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True, start_new_session=True, env=os.environ | {'FORCE_COLOR': '1'},
+    )  # fmt: skip
+    output = interrupt_at(process, 'many: gates', twice=True)
+    assert process.returncode == 130 and 'Traceback' not in output, output
+    assert not (tmp_path / 'out' / 'excitation.html').exists()
 
 
 @pytest.mark.slow

@@ -11,6 +11,8 @@ from mmengine.config import Config
 
 from conftest import CONFIGS, TOOLS
 from se_mm.analysis.constant_gates import constant_gates
+from se_mm.conversion.deployed import largest_difference
+from se_mm.conversion.onnx_file import largest_share
 from se_mm.utils import InputError
 from se_mm.utils.config import build_model, load_config, use_scope
 from se_mm.weights import read_checkpoint
@@ -187,3 +189,15 @@ def test_bad_input(deploy, tmp_path):
         (tmp_path / 'wide' / 'excitation.json').write_text(json.dumps([{**dict(verdicts={}), **n} for n in networks]))
         with pytest.raises(InputError, match=text):
             constant_gates(tmp_path / 'wide')
+    for content in ([{'a': 1}], {'a': 1}, [1], 1, [dict(verdicts=dict(SE_2_1='static'))]):
+        (tmp_path / 'wide' / 'excitation.json').write_text(json.dumps(content))
+        with pytest.raises(InputError, match='cannot be read .*: give a folder of tools/analyze_excitation'):
+            constant_gates(tmp_path / 'wide')
+
+
+def test_nan_is_the_largest_difference():
+    one, nan = torch.ones(2), torch.full((2,), torch.nan)
+    for after in ([one, nan], [nan, one]):
+        assert np.isnan(largest_difference([[one, one]], [after]))
+        assert np.isnan(largest_share([a.numpy() for a in after], [one.numpy(), one.numpy()]))
+    assert largest_difference([[one, one]], [[one, 3 * one]]) == 2
