@@ -29,6 +29,7 @@ from se_mm.utils import write_json, written_whole  # noqa: E402
 CAPABILITIES = (80, 90, 100)
 DTYPES = ('float16', 'bfloat16', 'float32', 'float64')
 LAYOUTS = ('contiguous', 'channels_last')
+OF_SUMS = (('contiguous', 'float32'), ('contiguous', 'float64'))  # that kernels of rows get
 OF_MAPS = ('_moments', '_scale_add_relu', '_masked_sums', '_input_gradient')
 OF_ROWS = ('_normalise', '_gate_gradients', '_gates', '_excitation_gradients', '_excitation_weights', '_coefficients')
 SHORT = dict(float16='fp16', bfloat16='bf16', float32='fp32', float64='fp64')
@@ -42,6 +43,7 @@ SHARED = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--kernels', nargs='+', choices=OF_MAPS + OF_ROWS, default=OF_MAPS + OF_ROWS, help='[all]')
+    parser.add_argument('--dtypes', nargs='+', choices=DTYPES, default=DTYPES, help='of maps [all]')
     parser.add_argument('-o', '--out', type=Path, help='page to write, .md')
     parser.add_argument('--json', type=Path, help='file for the numbers')
     return parser.parse_args()
@@ -111,11 +113,11 @@ def exchanges_in_loops(ptx):
     return sum(bool(re.search(r'\b(shfl|bar)\.', lines[i])) for i in inside)
 
 
-def measure(names):
+def measure(names, dtypes):
     """A dict for every kernel, dtype, layout and capability."""
     cases = [
         case for case in itertools.product(names, LAYOUTS, DTYPES, CAPABILITIES)
-        if case[0] in OF_MAPS or (case[1] == 'contiguous' and case[2] in ('float32', 'float64'))
+        if (case[2] in dtypes if case[0] in OF_MAPS else case[1:3] in OF_SUMS)
     ]  # fmt: skip
     rows = []
     for name, layout, dtype, capability in track(cases, 'kernels', transient=True):
@@ -167,7 +169,7 @@ images of `excitation_weights`: their loads wait for memory together.
 
 def main():
     args = parse_args()
-    rows = measure(args.kernels)
+    rows = measure(args.kernels, args.dtypes)
     table = page(rows)
     print(table)
     if args.json:

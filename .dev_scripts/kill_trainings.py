@@ -34,11 +34,11 @@ OPEN = open
 ROOT = Path(__file__).resolve().parents[1]
 PROCESSES, STEPS, EPOCHS = 2, 5, 2
 LAST = f'iter_{EPOCHS * STEPS}.pth'
-# Only process 0 writes.
+# The processes to kill, one after the other. Only process 0 writes.
 MOMENTS = {
-    'before the first step': (0, 1),
+    'before the first step': (1,),
     'in a step': (0, 1),
-    'in a validation': (0, 1),
+    'in a validation': (1,),
     'when half of a checkpoint is written': (0,),
     'between a checkpoint and last_checkpoint': (0,),
 }

@@ -28,7 +28,7 @@ from se_mm.weights import read_checkpoint
 
 PLACES = 'places365_train_standard.txt'
 SETTINGS = settings(
-    max_examples=int(os.environ.get('FUZZ_EXAMPLES', 250)),
+    max_examples=int(os.environ.get('FUZZ_EXAMPLES', 100)),
     derandomize=True,  # the same cases in every run
     deadline=None,
     database=None,

@@ -108,12 +108,8 @@ def test_other_seeds_give_other_weights(classifier, tmp_path):
 
 @pytest.mark.parametrize(
     'loader',
-    [
-        dict(num_workers=0, persistent_workers=False),
-        dict(num_workers=2, persistent_workers=False),
-        dict(num_workers=2, persistent_workers=True),
-    ],
-    ids=['no workers', 'workers', 'persistent workers'],
+    [dict(num_workers=2, persistent_workers=False), dict(num_workers=2, persistent_workers=True)],
+    ids=['workers', 'persistent workers'],
 )
 def test_classifier(classifier, tmp_path, loader):
     classifier.train_dataloader.update(loader)
@@ -123,7 +119,7 @@ def test_classifier(classifier, tmp_path, loader):
 def test_average_and_accumulated_gradients(classifier, tmp_path):
     classifier.custom_hooks.append(dict(type='EMAHook', momentum=0.1))
     classifier.optim_wrapper.accumulative_counts = 3
-    assert_exact(classifier, tmp_path, steps=(2, 4))
+    assert_exact(classifier, tmp_path, steps=(4,))
 
 
 def test_hook_that_asks_the_loader_for_its_batch_size(classifier, tmp_path):

@@ -72,14 +72,16 @@ class TestInstallation:
         code, output = run(sys.executable, '-c', program, PYTHONPATH=pure_mmcv)
         assert code == 0 and output.splitlines()[-1] == 'mmcv._ext', output
 
-    def test_all_processes_of_the_tools_use_it(self, run, pure_mmcv, retinanet_options, free_port):
-        config = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
-        learning = ['model.backbone.frozen_stages=-1', 'model.backbone.norm_eval=False']
-        options = ['model.backbone.init_cfg=None', *learning, *retinanet_options]
-        train = [TOOLS / 'dist_train.sh', config, 2, '--cfg-options', *options]
-        code, output = run(*train, PYTHONPATH=pure_mmcv, PORT=free_port, fork=False)
-        assert code == 0, output
-        assert output.count(LINE) == 1 and 'Saving checkpoint at 1 epochs' in output
+    def test_one_process_of_several_says_so(self, run, pure_mmcv):
+        for rank in (0, 1):
+            program = 'import se_mm.mmcv_ext, mmcv.ops'
+            code, output = run(sys.executable, '-c', program, PYTHONPATH=pure_mmcv, RANK=rank, LOCAL_RANK=rank)
+            assert code == 0 and output.count(LINE) == (rank == 0), output
+
+    def test_tools_use_it(self, run, pure_mmcv, tmp_path):
+        program = TOOLS / 'train.py'
+        code, output = run(sys.executable, program, tmp_path / 'none.py', PYTHONPATH=pure_mmcv, fork=False)
+        assert code == 1 and 'none.py does not exist' in output and LINE in output, output
 
 
 @pytest.mark.usefixtures('stand_in')

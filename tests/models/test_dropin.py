@@ -1,3 +1,4 @@
+from copy import deepcopy
 from pathlib import Path
 
 import mmdet
@@ -14,10 +15,24 @@ from se_mm.conversion.twins import backbones, twin_backbone
 from se_mm.models import SELayer
 
 
-def plain_backbones(package):
+def read_once(read):
+    """A function that reads configs, with a memory: hundreds of configs have the same bases."""
+    known = {}
+
+    def remembering(filename, *arguments, **options):
+        key = (str(filename), repr(arguments), repr(options))
+        if key not in known:
+            known[key] = read(filename, *arguments, **options)
+        return deepcopy(known[key])
+
+    return remembering
+
+
+def plain_backbones(package, monkeypatch):
     """How many configs of a package write of plain backbones, and the distinct settings of these, nested ones too."""
     folder = Path(package.__file__).parent / '.mim' / 'configs'
     found, configs = {}, 0
+    monkeypatch.setattr(Config, '_file2dict', staticmethod(read_once(Config._file2dict)))
     for path in sorted(folder.rglob('*.py')):
         if '_base_' in path.parts:
             continue
@@ -38,9 +53,9 @@ def plain_backbones(package):
 
 @pytest.mark.parametrize('package, configs, settings', [(mmdet, 390, 77), (mmpretrain, 55, 27)])
 @pytest.mark.slow
-def test_every_config_accepts_se(package, configs, settings):
+def test_every_config_accepts_se(package, configs, settings, monkeypatch):
     """Only the type is changed, and what a type like ResNetV1d stands for."""
-    total, found = plain_backbones(package)
+    total, found = plain_backbones(package, monkeypatch)
     assert total >= configs and len(found) >= settings
     init_default_scope(package.__name__)
     failures = []

@@ -41,9 +41,9 @@ def test_gradients_are_those_of_finite_differences(mode, backend):
 
 LARGE = (2, 2, 100, 168)  # positions are split among five programs
 SHAPES = [(4, 12, 1, 1), (1, 6, 5, 3), (3, 20, 7, 7), (2, 33, 14, 9), LARGE]
-DTYPES = torch.float32, torch.bfloat16, torch.float16
 CASES = [
-    *itertools.product(SHAPES, ('contiguous', 'channels_last'), DTYPES),
+    *itertools.product(SHAPES, ('contiguous', 'channels_last'), (torch.float32, torch.bfloat16)),
+    *((shape, 'contiguous', torch.float16) for shape in SHAPES),
     *((shape, 'strided', torch.float32) for shape in SHAPES if shape != LARGE),  # are copied to contiguous maps
 ]
 
@@ -53,11 +53,11 @@ CASES = [
 @pytest.mark.slow
 def test_error_is_at_most_twice_that_of_plain_operations(shape, layout, dtype, backend):
     """Against float64, in the norm of each result over several draws. As in mixed precision, parameters are float32."""
-    for mode, offset in itertools.product(('train', 'eval'), (0, 100 if dtype == torch.float32 else 4)):
+    for mode, offset in (('train', 0), ('train', 100 if dtype == torch.float32 else 4), ('eval', 0)):
         tail = tail_for(shape, mode)
         tail.gate.to(dtype)[1] = nn.SiLU()  # without a kink, see above
         squares = {}
-        for seed in range(6):
+        for seed in range(3 if backend == 'triton' else 6):
             tensors = maps(shape, dtype, layout, offset, seed)
             tensors[2] *= away_from_the_kink(tail, *tensors[:2])
             exact = results(tail, *tensors, 'plain', torch.float64)

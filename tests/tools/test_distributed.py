@@ -261,18 +261,16 @@ def test_two_machines_compute_what_one_does(run, machines, scenes, free_port, tm
     code, output = run(script, CLASSIFIER, 2, '--work-dir', 'one', *options, **one)
     assert code == 0, output
 
-    address, starters = machines
-
-    def run_both(*more):
+    def run_both(address, starters, *more, fork):
         several = dict(one, NNODES=2, MASTER_ADDR=address)
         with ThreadPoolExecutor() as pool:
             jobs = []
             for i, start in enumerate(starters):
                 train = [*start, script, CLASSIFIER, 1, '--work-dir', f'two{i}', *more, *options]
-                jobs.append(pool.submit(run, *train, **several, NODE_RANK=i, fork=False))
+                jobs.append(pool.submit(run, *train, **several, NODE_RANK=i, fork=fork))
             return [job.result() for job in jobs]
 
-    results = run_both()
+    results = run_both(*machines, fork=False)  # forked programs would leave the namespaces
     assert [code for code, _ in results] == [0, 0], results
     assert 'GPU number: 2' in results[0][1]
     alone, together = (
@@ -281,7 +279,7 @@ def test_two_machines_compute_what_one_does(run, machines, scenes, free_port, tm
     assert alone.keys() == together.keys() and all(torch.equal(alone[key], together[key]) for key in alone)
     assert not (tmp_path / 'two1' / 'epoch_1.pth').exists()
 
-    results = run_both('--resume')  # which the second machine cannot
+    results = run_both('127.0.0.2', [[], []], '--resume', fork=True)  # which the second machine cannot
     assert all(code == 1 for code, _ in results)
     assert 'would resume from different checkpoints, None and epoch_1.pth' in results[0][1]
 
