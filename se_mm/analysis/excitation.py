@@ -65,7 +65,7 @@ def measure_gates(
         names: of :func:`gate_layers`.
 
     Raises:
-        InputError: the model has no SE layer, or an image has a class without a name.
+        InputError: the model has no SE layer, an image has a class without a name, or gates are NaN.
     """
     paths = {layer.name: layer.path for layer in gate_layers(model, names)}
     statistics = GateStatistics({'class': classes} if classes else None, thresholds, paths)
@@ -86,6 +86,9 @@ def gather_gates(
         batches: with members in the groups of ``statistics``.
         step: from the inputs of a batch to the model's outputs.
         bank: keeps gates of the images that it is for.
+
+    Raises:
+        InputError: gates are NaN.
     """
     with evaluating(model), GateRecorder(model, list(statistics.paths)) as recorder, torch.no_grad():
         for batch in batches:
@@ -94,6 +97,10 @@ def gather_gates(
             statistics.add(gates, batch.members)
             if bank is not None:
                 bank.add(gates, batch.numbers)
+    if lost := [name for name, moments in statistics.layers.items() if not moments.sum[0].isfinite().all()]:
+        raise InputError(
+            f'gates of {lost[0]} are not finite: look for NaN and infinite values in the weights and in the images'
+        )
 
 
 @dataclass

@@ -197,3 +197,10 @@ def test_mistakes():
         statistics.group('class', 'bird')
     with pytest.raises(InputError, match='^class none has no images'):
         statistics.group('class', 'none')
+
+
+def test_gates_that_are_not_finite():
+    model = SEResNet(18, base_channels=16)
+    model.layer2[1].se_layer.conv2.conv.bias.data[3] = torch.nan
+    with pytest.raises(InputError, match='gates of SE_3_2 are not finite: look for NaN'):
+        measure_gates(model, [(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), [0, 0])])
