@@ -104,7 +104,7 @@ def main():
         renamed=str(report.renamed),
         transposed=str(report.transposed),
     )
-    if weights.format.caffe_style is None:
+    if weights.format.caffe_style is None and is_residual(weights.tensors):
         rows['assumed'] = "style='pytorch', stem_pool_ceil_mode=False, SE last in its unit: the file does not say"
     rows['left over in the file'] = examples(weights.left_over)
     rows['fresh in the backbone'] = examples(report.fresh)

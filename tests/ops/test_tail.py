@@ -57,7 +57,7 @@ def test_error_is_at_most_twice_that_of_plain_operations(shape, layout, dtype, b
         tail = tail_for(shape, mode)
         tail.gate.to(dtype)[1] = nn.SiLU()  # without a kink, see above
         squares = {}
-        for seed in range(3 if backend == 'triton' else 6):
+        for seed in range(3 if backend == 'triton' and not offset else 6):  # Triton's interpreter is slow
             tensors = maps(shape, dtype, layout, offset, seed)
             tensors[2] *= away_from_the_kink(tail, *tensors[:2])
             exact = results(tail, *tensors, 'plain', torch.float64)
