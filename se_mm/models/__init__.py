@@ -8,8 +8,9 @@ from .cifar import SECNN, SEResNetCIFAR  # noqa: E402
 from .inception import SEBNInception, SEInceptionResNetV2  # noqa: E402
 from .mobile import SEMobileNet, SEShuffleNet  # noqa: E402
 from .necks import AveragePoolingDropout  # noqa: E402
-from .resnet import SENet, SEResNet, SEResNeXt  # noqa: E402
+from .resnet import SEResNet, SEResNeXt  # noqa: E402
 from .se_layer import SELayer  # noqa: E402
+from .senet import SENet  # noqa: E402
 from .shake import SEShakeShake  # noqa: E402
 from .shared_head import SEResLayer  # noqa: E402
 from .vgg import SEVGG  # noqa: E402

@@ -8,8 +8,9 @@ from collections import defaultdict
 
 from torch import Tensor, nn
 
-from .resnet import SENet, SEResNet, SEResNeXt
+from .resnet import SEResNet, SEResNeXt
 from .se_layer import VARIANTS, squeezed_width
+from .senet import SENet
 from .shared_head import SEResLayer
 
 NETWORKS = {network.__name__: network for network in (SEResNet, SEResNeXt, SENet)}

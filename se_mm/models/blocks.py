@@ -259,11 +259,3 @@ class SEBottleneck(SEBlock):
         if self.se_position == '3x3':
             x = self.se_layer(x)
         return x
-
-
-class SENetBottleneck(SEBottleneck):
-    """Of SENet-154: the first convolution has half of the usual channels (appendix of the paper)."""
-
-    @classmethod
-    def usual_widths(cls, width: int) -> tuple[int, ...]:
-        return width // 2, width

@@ -1,4 +1,4 @@
-"""SE-ResNet, SE-ResNeXt and SENet-154.
+"""SE-ResNet and SE-ResNeXt.
 
 Squeeze-and-Excitation Networks, Hu et al., https://arxiv.org/abs/1709.01507, table 1 and appendix.
 Arguments are those of mmdet's ResNet and ResNeXt; parameters are named as in mmpretrain.
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from se_mm.registry import MODELS
 
 from .base import Backbone
-from .blocks import SEBasicBlock, SEBottleneck, SENetBottleneck, check_se_position
+from .blocks import SEBasicBlock, SEBottleneck, check_se_position
 from .checks import (
     check_act_cfg,
     check_block,
@@ -332,34 +332,3 @@ class SEResNeXt(SEResNet):
 
     def _block_kwargs(self) -> dict:
         return dict(groups=self.groups, base_width=self.base_width, base_channels=self.base_channels)
-
-
-@MODELS.register_module()
-class SENet(SEResNeXt):
-    """SENet-154, the network of ILSVRC 2017: SE-ResNeXt-152 64x4d with half the channels in the first convolution of
-    a bottleneck, three 3x3 convolutions as stem, and 3x3 convolutions in the shortcuts with a stride.
-
-    Defaults are those of the released network. A dropout of 0.2 stands before its
-    classifier: :class:`AveragePoolingDropout`.
-    """
-
-    arch_settings = {154: (SENetBottleneck, SEResNet.arch_settings[152][1])}
-    downsample_kernel = 3
-
-    def __init__(
-        self,
-        depth: int = 154,
-        groups: int = 64,
-        stem_channels: int = 128,
-        deep_stem: bool = True,
-        stem_pool_ceil_mode: bool = True,
-        **kwargs,
-    ) -> None:
-        super().__init__(
-            depth,
-            groups=groups,
-            stem_channels=stem_channels,
-            deep_stem=deep_stem,
-            stem_pool_ceil_mode=stem_pool_ceil_mode,
-            **kwargs,
-        )
