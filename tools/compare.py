@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 from mmengine.config import Config
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -131,7 +132,7 @@ def print_table(header: list[str], lines: list[list[str]], caption: str) -> str:
     """Print a table and return it as Markdown."""
     table = Table(*header, caption=caption)
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*map(escape, line))
     Console(width=None if Console().is_terminal else 160).print(table)
     rows = [header, ['---'] * len(header), *lines]
     return ''.join(f'| {" | ".join(row)} |\n' for row in rows) + f'\n{caption}\n'
@@ -162,6 +163,9 @@ def main():
     header = ['config', 'params, M', 'GFLOPs', 'runs', *(f'{name}{unit}' for name in columns), 'paper']
     height, width = rows[0]['shape']
     caption = f'AP and error in %, differences to the first row; GFLOPs (multiply-adds) at {height}x{width}.'
+    data = {path: next(iter(part.values())).get('dataset') for path, part in zip(paths, found) if part}
+    for path in [path for path in data if data[path] != next(iter(data.values()))]:
+        caption += f' {Path(path).stem} was evaluated on other data than {Path(next(iter(data))).stem}.'
     if any(len(row['work_dirs']) > 1 for row in rows):
         caption += ' Several runs: mean ± standard deviation.'
     print()

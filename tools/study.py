@@ -116,7 +116,7 @@ def finish(run: StudyRun, folder: Path, args: argparse.Namespace, follower: Foll
             share=1 - TEST_SHARE,
             advance=advance,
             options=options,
-            train_options=run.study.train_options,
+            train_options=run.train_options,
             CUDA_VISIBLE_DEVICES=share,
             OMP_NUM_THREADS=os.environ.get('OMP_NUM_THREADS', str(threads)),
             PORT=str(free_port()),  # of the distributed launcher: others run beside it

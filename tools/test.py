@@ -11,6 +11,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from rich import print as rich_print
+from rich.markup import escape
 from rich.table import Table
 
 import se_mm  # noqa: F401  registers the backbones
@@ -81,7 +82,7 @@ def print_table(metrics: dict) -> None:
     for name, values in per_class.items():
         table = Table('class', name.replace('per_class', 'AP'))
         for cls, value in values.items():
-            table.add_row(cls, 'n/a' if value is None else f'{value:.3f}')
+            table.add_row(escape(cls), 'n/a' if value is None else f'{value:.3f}')
         rich_print(table)
 
 

@@ -12,6 +12,7 @@ from se_mm.utils import InputError
 DETECTION = ('AP', 'AP50', 'AP75', 'AP_S', 'AP_M', 'AP_L')
 RECALL = ('AR1', 'AR10', 'AR100', 'AR_S', 'AR_M', 'AR_L')
 ERROR = ('top1', 'top5')  # lower is better
+OF_MMDET = dict(zip(('bbox_mAP', *(f'bbox_mAP_{end}' for end in ('50', '75', 's', 'm', 'l'))), DETECTION))
 
 
 class Spread(NamedTuple):
@@ -65,12 +66,16 @@ def measured_values(evaluations: Sequence[dict]) -> dict[str, list[float]]:
     _check_runs(evaluations)
     values: dict[str, list[float]] = {}
     for evaluation in evaluations:
+        own: dict[str, float] = {}  # a run counts once, also if several evaluators have one metric
         for name, value in evaluation['metrics'].items():
             end = name.rpartition('/')[2]
-            if name.removeprefix('bbox_') in (*DETECTION, *RECALL) and value is not None:
-                values.setdefault(name.removeprefix('bbox_'), []).append(100 * value)
+            box_metric = OF_MMDET.get(end, name).removeprefix('bbox_')
+            if box_metric in (*DETECTION, *RECALL) and value is not None and value >= 0:
+                own.setdefault(box_metric, 100 * value)
             elif end in ERROR and ('error' in name or 'accuracy' in name):
-                values.setdefault(end, []).append(value if 'error' in name else 100 - value)
+                own.setdefault(end, value if 'error' in name else 100 - value)
+        for metric, value in own.items():
+            values.setdefault(metric, []).append(value)
     return values
 
 
@@ -94,7 +99,9 @@ def _check_runs(evaluations: Sequence[dict]) -> None:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Mean and sample standard deviation."""
+    """Mean and sample standard deviation; numbers that are not finite, as of a loss, have no deviation."""
+    if not all(map(math.isfinite, values)):
+        return Spread(sum(values) / len(values), None)
     return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 

@@ -119,14 +119,17 @@ def answers(runs: dict[str, Run], count: int = 6) -> tuple[list[Answers], list[A
     first = next(iter(runs.values()))
     found = {name: {a['index']: a for a in _read(run, 'predictions.label.json')} for name, run in runs.items()}
     dataset = _validation_data(first)
-    names = dataset.metainfo['classes']
+    names = dataset.metainfo.get('classes')
+
+    def name_of(label: int) -> str:
+        return names[label] if names else str(label)
 
     def example(index: int) -> Answers:
         best = [
-            (name, [(names[label], score) for label, score in zip(of[index]['answers'], of[index]['scores'])])
+            (name, [(name_of(label), score) for label, score in zip(of[index]['answers'], of[index]['scores'])])
             for name, of in found.items()
         ]
-        return Answers(_photo(dataset.get_data_info(index)), names[next(iter(found.values()))[index]['truth']], best)
+        return Answers(_photo(dataset.get_data_info(index)), name_of(next(iter(found.values()))[index]['truth']), best)
 
     common = sorted(set.intersection(*(set(of) for of in found.values())))
     divided = [i for i in common if len({of[i]['answers'][0] for of in found.values()}) > 1]
@@ -169,8 +172,9 @@ def _spaced(length: int, count: int) -> list[int]:
 
 def _photo(info: dict) -> Photo:
     path = info.get('img_path')
-    if path is None:  # small images are arrays in RGB
-        image, name = np.ascontiguousarray(info['img'][..., ::-1]), f'image {info.get("sample_idx", "")}'
+    if path is None:  # small images are arrays in RGB, or grey
+        image, name = info['img'], f'image {info.get("sample_idx", "")}'
+        image = np.ascontiguousarray(image[..., ::-1] if image.ndim == 3 else image)
     elif Path(path).is_file():
         image, name = mmcv.imread(path), Path(path).name
     else:

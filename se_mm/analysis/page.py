@@ -285,8 +285,11 @@ def _shown(path: Path | str) -> str:
 
 def _commands(run: Run) -> list[str]:
     """Commands that train and evaluate again, into another work dir."""
-    evaluation = run.evaluation or {}
-    config, folder = _shown(evaluation.get('config') or run.config), f'work_dirs/again/{run.name}'
+    evaluation, folder, lines = run.evaluation or {}, f'work_dirs/again/{run.name}', []
+    config = _shown(evaluation.get('config') or run.config)
+    if run.training:  # with what the command line changed
+        lines = [['mkdir', '-p', folder], ['cp', _shown(run.config), f'{folder}.py']]
+        config = f'{folder}.py'
     processes = evaluation.get('processes', 1)
     if processes == 1:
         train, test, number = ['python', 'tools/train.py'], ['python', 'tools/test.py'], []
@@ -294,7 +297,8 @@ def _commands(run: Run) -> list[str]:
         train, test, number = ['tools/dist_train.sh'], ['tools/dist_test.sh'], [str(processes)]
     seed = (run.cfg.get('randomness') or {}).get('seed')
     options = [] if seed is None else ['--cfg-options', f'randomness.seed={seed}']
-    lines = [[*train, config, *number, '--work-dir', folder, *options]] if run.training else []
+    if run.training:
+        lines.append([*train, config, *number, '--work-dir', folder, *options])
     checkpoint = (evaluation.get('checkpoint') or {}).get('path')
     if checkpoint:
         checkpoint = f'{folder}/{Path(checkpoint).name}' if run.training else _shown(checkpoint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -87,8 +88,11 @@ def find_work_dirs(pattern: str) -> list[Path]:
         if _is_work_dir(folder):
             found.append(folder)
         else:
-            marks = [*folder.rglob('metrics.json'), *(path.parent for path in folder.rglob('vis_data'))]
-            found += sorted({path.parent for path in marks if _is_work_dir(path.parent)})
+            inside = f'{glob.escape(str(folder))}/**/'  # glob follows links, Path.rglob does not
+            marks = [*glob.glob(f'{inside}metrics.json', recursive=True)]
+            marks += map(os.path.dirname, glob.glob(f'{inside}vis_data', recursive=True))
+            places = {Path(mark).parent for mark in marks}
+            found += sorted(place for place in places if _is_work_dir(place))
     if not found:
         raise InputError(
             f'{pattern}: there is no work dir of MMEngine, a folder with a config and logs or metrics.json'
@@ -193,7 +197,8 @@ def _validation_results(entry: dict) -> list[tuple[str, float]]:
     for name, value in results.items():
         end = name.rpartition('/')[2]
         if end in ('bbox_mAP', 'segm_mAP', 'mAP') and value >= 0:
-            known.append((dict(bbox_mAP='AP, %', segm_mAP='AP of masks, %', mAP='mAP, %')[end], 100 * value))
+            percent = value if name.startswith('multi-label') else 100 * value
+            known.append((dict(bbox_mAP='AP, %', segm_mAP='AP of masks, %', mAP='mAP, %')[end], percent))
         elif end == 'top1':
             known.append(('top-1 error, %', value if 'error' in name else 100 - value))
     return known or list(results.items())[:1]

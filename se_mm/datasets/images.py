@@ -26,6 +26,7 @@ from se_mm.utils import InputError, written_whole
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.gif', '.bmp', '.webp')  # kinds that OpenCV and Pillow both read
 STARTS = (b'\xff\xd8', b'\x89PNG', b'GIF8', b'BM', b'RIFF')
+OTHER_STARTS = (b'II*\0', b'MM\0*', b'\0\0\0')  # of TIFF, JPEG 2000 and AVIF, which OpenCV may read
 FORMATS = ('JPEG', 'PNG', 'GIF', 'BMP', 'WEBP')  # of Pillow
 MAX_SIDE, MAX_PIXELS = 1 << 20, 1 << 30  # OpenCV refuses larger images
 LARGE, LONG = 178_956_970, 1000  # pixels that Pillow warns of; ratio of sides that no resizing keeps
@@ -138,7 +139,7 @@ def image_size(path: str) -> tuple[int, int]:
     with open(path, 'rb') as file:
         start = file.read(4)
         if not start.startswith(STARTS):
-            if path.lower().endswith(SUFFIXES):
+            if path.lower().endswith(SUFFIXES) and not start.startswith(OTHER_STARTS):
                 raise InputError(f'no image, begins with {start!r}')
             return 0, 0
         file.seek(0)
@@ -166,7 +167,7 @@ def _is_whole(file: BinaryIO, kind: str | None) -> bool:
     file.seek(max(0, length - 64))
     tail = file.read()
     if kind == 'GIF':
-        return tail.rstrip(b'\0').endswith(b';')
+        return tail.rstrip(b'\0\r\n ').endswith(b';')
     end = b'IEND' if kind == 'PNG' else b'\xff\xd9'
     if end in tail:
         return True
@@ -187,7 +188,7 @@ class Cache:
         self.known, self.found = {}, {}
         try:
             content = json.loads(self.path.read_text())
-            if content['version'] == VERSION:
+            if content['version'] == VERSION and isinstance(content['images'], dict):
                 self.known = content['images']
         except (OSError, ValueError, KeyError, TypeError):  # none yet, or damaged
             pass

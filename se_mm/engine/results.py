@@ -30,7 +30,8 @@ def save_predictions(cfg: Config, prefix: str) -> list[str]:
     if evaluator and cfg.get('default_scope') == 'mmpretrain' and 'metrics' not in evaluator:
         metrics = evaluator if isinstance(evaluator, list | tuple) else [evaluator]
         cfg.test_evaluator = [*metrics, dict(type='se_mm.AnswerFile', path=f'{prefix}.label.json')]
-    if not isinstance(evaluator, dict) or type_name(evaluator) != 'CocoMetric':
+    evaluator = coco_evaluator(cfg)
+    if evaluator is None:
         return []
     kinds = evaluator.get('metric', 'bbox')
     kinds = [kinds] if isinstance(kinds, str) else list(kinds)
@@ -41,11 +42,19 @@ def save_predictions(cfg: Config, prefix: str) -> list[str]:
     return kinds
 
 
+def coco_evaluator(cfg: Config) -> dict | None:
+    """The only CocoMetric among a config's test evaluators."""
+    evaluators = cfg.get('test_evaluator')
+    evaluators = evaluators if isinstance(evaluators, list | tuple) else [evaluators]
+    found = [part for part in evaluators if isinstance(part, dict) and type_name(part) == 'CocoMetric']
+    return found[0] if len(found) == 1 else None
+
+
 def coco_metrics(runner: Runner, kinds: list[str], prefix: str, classwise: bool) -> dict:
     """COCO statistics of the saved predictions: ``bbox_AP`` and the other eleven, for each kind."""
     from se_mm.evaluation.coco import coco_stats
 
-    evaluator = runner.cfg.test_evaluator
+    evaluator = coco_evaluator(runner.cfg)
     metrics, classwise = {}, classwise or evaluator.get('classwise', False)
     with get_local_path(evaluator.ann_file, backend_args=evaluator.get('backend_args')) as ann_file:
         for kind in kinds:

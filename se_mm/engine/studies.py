@@ -26,20 +26,18 @@ class Study:
 
     Attributes:
         path: the file; its name without '.yml' is that of the study.
-        groups: configs, as paths, and the seeds for each of them.
+        groups: configs, as paths, the seeds for each of them, and options of tools/train.py alone.
         processes: of a run.
         options: of tools/train.py and tools/test.py.
-        train_options: of tools/train.py alone.
         title: for the page of results.
         about: Markdown text for the page of results.
         comparisons: names of two configs each, the baseline first.
     """
 
     path: Path
-    groups: list[tuple[list[Path], list[int]]]
+    groups: list[tuple[list[Path], list[int], tuple[str, ...]]]
     processes: int = 1
     options: tuple[str, ...] = ()
-    train_options: tuple[str, ...] = ()
     title: str = ''
     about: str = ''
     comparisons: tuple[tuple[str, str], ...] = ()
@@ -50,7 +48,12 @@ class Study:
 
     def runs(self) -> list[StudyRun]:
         """All runs in their order: every config of a group with a seed, then with the next seed."""
-        return [StudyRun(self, config, seed) for configs, seeds in self.groups for seed in seeds for config in configs]
+        return [
+            StudyRun(self, config, seed, train_options)
+            for configs, seeds, train_options in self.groups
+            for seed in seeds
+            for config in configs
+        ]
 
     def configs(self) -> list[Path]:
         """All configs, each once, in the order of their first runs."""
@@ -64,6 +67,7 @@ class StudyRun:
     study: Study
     config: Path
     seed: int
+    train_options: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -77,7 +81,7 @@ class StudyRun:
         """What trains it, from the folder of the project."""
         config = self.config.relative_to(ROOT) if self.config.is_relative_to(ROOT) else self.config
         start = 'python tools/train.py {}' if self.study.processes == 1 else 'tools/dist_train.sh {} {}'
-        options = [*self.study.train_options, *self.arguments()]
+        options = [*self.train_options, *self.arguments()]
         return ' '.join([start.format(config, self.study.processes), *options])
 
     def arguments(self) -> list[str]:
@@ -94,31 +98,37 @@ class StudyRun:
         """Whether its result is stored.
 
         Raises:
-            InputError: the stored result is of another version of the config.
+            InputError: the stored result is of another version of the config, or was trained with other options.
         """
         path = self.result(results)
         if not path.is_file():
             return False
-        self._check_hash(json.loads(path.read_text())['config_sha256'], f'{path} and the work dir')
+        self._check_start(json.loads(path.read_text()), f'{path} and the work dir')
         return True
 
     def starts(self, folder: Path) -> list[dict]:
         """When and with which files it was started in a work dir, see :func:`remember_start`.
 
         Raises:
-            InputError: it was another version of the config.
+            InputError: it was another version of the config, or other options.
         """
         path = folder / STARTS
         starts = json.loads(path.read_text()) if path.is_file() else []
         for start in starts:
-            self._check_hash(start['config_sha256'], str(folder))
+            self._check_start(start, str(folder))
         return starts
 
-    def _check_hash(self, found: str, place: str) -> None:
-        if found != self.config_hash:
+    def _check_start(self, start: dict, place: str) -> None:
+        if start['config_sha256'] != self.config_hash:
             raise InputError(
                 f'{place}: this is a run of another version of {self.config}: delete it to run it from the start, or '
                 'take the config back to what it was'
+            )
+        before, now = (command.partition(f'{self.config.name} ')[2] for command in (start['command'], self.command()))
+        if before != now:
+            raise InputError(
+                f'{place}: this is a run with the options {before}, and {self.study.path} has {now}: delete it to run '
+                'it from the start, or take the study file back to what it was'
             )
 
 
@@ -133,18 +143,20 @@ def read_study(path: Path) -> Study:
         raise InputError(f'study {path} does not exist')
     try:
         content = yaml.safe_load(path.read_text())
-        groups = [
-            ([path.parent / f'{name}.py' for name in group['configs']], [int(seed) for seed in group['seeds']])
-            for group in content.pop('runs')
-        ]
+        train_options, groups = content.pop('train_options', ()), []
+        for group in content.pop('runs'):
+            configs = [path.parent / f'{name}.py' for name in group.pop('configs')]
+            seeds = [int(seed) for seed in group.pop('seeds')]
+            groups.append((configs, seeds, tuple(map(str, group.pop('train_options', train_options)))))
+            if group:
+                raise ValueError(f'unknown keys {", ".join(group)} in runs')
         study = Study(
             path=path,
             groups=groups,
             processes=int(content.pop('processes', 1)),
             options=tuple(str(part) for part in content.pop('options', ())),
-            train_options=tuple(str(part) for part in content.pop('train_options', ())),
-            title=str(content.pop('title', path.stem)),
-            about=str(content.pop('about', '')),
+            title=str(content.pop('title', None) or path.stem),
+            about=str(content.pop('about', None) or ''),
             comparisons=tuple((str(first), str(second)) for first, second in content.pop('comparisons', ())),
         )
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -156,7 +168,7 @@ def read_study(path: Path) -> Study:
             f'study {path} has unknown keys {", ".join(content)}: it has title, about, runs, comparisons, processes, '
             'options and train_options'
         )
-    for config in {config for configs, _ in groups for config in configs}:
+    for config in {config for configs, *_ in groups for config in configs}:
         if not config.is_file():
             raise InputError(f'study {path} names a config {config.stem}, but there is no {config}')
     known = [config.stem for config in study.configs()]
@@ -189,10 +201,10 @@ def remember_start(run: StudyRun, folder: Path) -> None:
     """Add to a run's work dir when and with which files it starts or goes on.
 
     Raises:
-        InputError: it was started with another version of the config.
+        InputError: it was started with another version of the config, or with other options.
     """
     date = datetime.now(timezone.utc).isoformat(timespec='seconds')
-    start = dict(date=date, commit=commit(), config_sha256=run.config_hash)
+    start = dict(date=date, commit=commit(), config_sha256=run.config_hash, command=run.command())
     write_json(folder / STARTS, [*run.starts(folder), start])
 
 

@@ -58,8 +58,9 @@ class Network:
 
     @property
     def losses(self) -> list[float]:
-        """Training loss of each run at the end."""
-        return [result['curves']['training loss']['points'][-1][1] for result in self.results]
+        """Training loss at the end of each run that logged its loss."""
+        curves = [result['curves'].get('training loss', {}).get('points') for result in self.results]
+        return [points[-1][1] for points in curves if points]
 
     def cell(self, metric: str) -> str:
         return shown(self.values[metric])
@@ -95,8 +96,10 @@ class StudyResults:
     @cached_property
     def pictures(self) -> dict[Axis, Path]:
         """Where :func:`draw` puts the curves."""
-        axes = dict.fromkeys(axis for network in self.networks for axis in network.curves)
-        return {axis: self.folder / f'{axis.quantity.partition(",")[0].replace(" ", "_")}.svg' for axis in axes}
+        axes = list(dict.fromkeys(axis for network in self.networks for axis in network.curves))
+        names = [axis.quantity.partition(',')[0].replace(' ', '_') for axis in axes]
+        names = [name if names.count(name) == 1 else f'{name}_by_{axis.unit}' for axis, name in zip(axes, names)]
+        return {axis: self.folder / f'{name}.svg' for axis, name in zip(axes, names)}
 
     @property
     def metrics(self) -> list[str]:
@@ -147,6 +150,8 @@ class StudyResults:
 
 def shown(values: Sequence[float], digits: int = 2) -> str:
     """Mean and standard deviation as text."""
+    if not values:
+        return '-'
     mean, deviation = spread(values)
     return f'{mean:.{digits}f}' if deviation is None else f'{mean:.{digits}f} ± {deviation:.{digits}f}'
 

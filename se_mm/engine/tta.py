@@ -30,7 +30,8 @@ def merged_views(cfg: Config, kind: str = 'tta') -> tuple[list[dict], dict]:
         their scores, which are softmaxes of logits unless the head has others.
 
     Raises:
-        InputError: no test data set, or several; ten crops of a detector's images, or of images that are not cropped.
+        InputError: no test data set, or several; a detector of masks; ten crops of a detector's images, or of images
+            that are not cropped.
     """
     pipeline = tested_dataset(cfg).pipeline
     if kind == 'ten-crop':
@@ -42,6 +43,8 @@ def merged_views(cfg: Config, kind: str = 'tta') -> tuple[list[dict], dict]:
     flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
     flipped = [*pipeline[:-1], dict(type='TestTimeAug', transforms=[flips, [pack]])]
     given = cfg if kind == 'tta' else {}
+    if not given.get('tta_model') and any('mask_head' in part for part in (cfg.model, cfg.model.get('roi_head') or {})):
+        raise InputError(f'--tta: {cfg.filename} finds masks, and MMDetection merges boxes only: leave out --tta')
     return given.get('tta_pipeline') or flipped, given.get('tta_model') or model
 
 

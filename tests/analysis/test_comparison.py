@@ -78,3 +78,19 @@ def test_unknown_noise():
 def test_differences_of_common_metrics():
     found = differences(dict(AP=[2.0], AP50=[3.0]), dict(AP=[1.5], AP75=[1.0]))
     assert {name: d.value for name, d in found.items()} == dict(AP=0.5)
+
+
+def test_a_run_counts_once_with_several_evaluators():
+    runs = [{'config': 'a.py', 'metrics': {'scene_error/top1': 20.0, 'accuracy/top1': 80.0, 'accuracy/top5': 95.0}}]
+    assert measured_values(runs * 2) == {'top1': [20.0, 20.0], 'top5': [5.0, 5.0]}
+
+
+def test_numbers_of_mmdets_own_evaluation():
+    metrics = {'coco/bbox_mAP': 0.4, 'coco/bbox_mAP_50': 0.6, 'coco/bbox_mAP_s': -1.0, 'coco/segm_mAP': 0.3}
+    assert measured_values([{'config': 'a.py', 'metrics': metrics}]) == {'AP': [40.0], 'AP50': [60.0]}
+
+
+def test_losses_that_are_not_finite():
+    for values in ([math.nan, 1.0], [math.inf, 1.0], [math.nan]):
+        mean, deviation = spread(values)
+        assert not math.isfinite(mean) and deviation is None

@@ -154,10 +154,12 @@ def test_texts(whole, work_dirs):
     assert page.texts[0].startswith('faster_rcnn_r18_shapes, ') and '4 networks side by side' in page.texts
     expected = 'The AP of faster_rcnn_se_r18_shapes is 20.0 points lower than that of faster_rcnn_r18_shapes'
     assert f'{expected}, which is worse.' in page.texts
-    train = 'tools/dist_train.sh quickstart/r18_scenes.py 2 --work-dir work_dirs/again/r18_scenes'
+    stored = work_dirs / '0' / 'r18_scenes' / '20260101_000000' / 'vis_data' / 'config.py'
+    assert f'cp {stored} work_dirs/again/r18_scenes.py' in page.texts
+    train = 'tools/dist_train.sh work_dirs/again/r18_scenes.py 2 --work-dir work_dirs/again/r18_scenes'
     assert f'{train} --cfg-options randomness.seed=1' in page.texts
     checkpoint = 'work_dirs/again/r18_scenes/epoch_2.pth'
-    test = f'tools/dist_test.sh quickstart/r18_scenes.py {checkpoint} 2 --work-dir work_dirs/again/r18_scenes'
+    test = f'tools/dist_test.sh work_dirs/again/r18_scenes.py {checkpoint} 2 --work-dir work_dirs/again/r18_scenes'
     assert test in page.texts and 'python tools/report.py' in page.texts and 'torch 2.0' in page.texts
     config = work_dirs / '1' / 'r18_scenes' / '20260101_000000' / 'vis_data' / 'config.py'
     assert any(text.startswith(f'{config}; evaluated on 2026-01-01') for text in page.texts)

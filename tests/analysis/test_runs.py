@@ -106,6 +106,15 @@ def test_work_dirs_are_found(tmp_path):
     assert find_work_dirs(str(tmp_path / 'seed1' / 'a')) == [nested[2]]
     assert find_work_dirs(str(nested[2] / '20260101_000000')) == [nested[2]]
     assert find_work_dirs(str(tmp_path / 'seed*' / 'b')) == [nested[1], nested[3]]
+    (tmp_path / 'linked').mkdir()
+    (tmp_path / 'linked' / 'first').symlink_to(nested[0])
+    assert find_work_dirs(str(tmp_path / 'linked')) == [tmp_path / 'linked' / 'first']
     for nothing in ('none', 'seed2', 'x*'):
         with pytest.raises(InputError, match='there is no work dir of MMEngine'):
             find_work_dirs(str(tmp_path / nothing))
+
+
+def test_average_precision_of_several_labels_is_in_percent_already(folder):
+    write_log(folder, [{'loss': 1.0, 'iter': 1, 'step': 1}, {'multi-label/mAP': 72.5, 'step': 1}])
+    (curve,) = [curve for axis, curve in read_run(folder).curves.items() if axis.quantity == 'mAP, %']
+    assert list(curve.values()) == [72.5]

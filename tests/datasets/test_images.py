@@ -10,7 +10,7 @@ from PIL import Image
 
 from se_mm.datasets import images
 from se_mm.datasets.checks import check_dataset
-from se_mm.datasets.images import check_images, image_size
+from se_mm.datasets.images import Cache, check_images, image_size
 from se_mm.utils import InputError
 
 KINDS = ('jpg', 'png', 'gif', 'bmp', 'webp')
@@ -222,3 +222,26 @@ def test_data_sets(shapes, scenes, tmp_path, caplog):
     for dataset in (coco, places, folders):
         with pytest.raises(InputError, match=r'1\.jpg \(cut off\)'):
             check_dataset(dataset)
+
+
+def test_images_that_opencv_reads_are_not_refused(tmp_path):
+    """Of another kind than the name says, and with something after the end."""
+    Image.new('RGB', (50, 40)).save(tmp_path / 'a.tiff')
+    (tmp_path / 'a.tiff').rename(tmp_path / 'a.jpg')
+    assert image_size(str(tmp_path / 'a.jpg')) == (0, 0)
+    Image.new('P', (50, 40)).save(tmp_path / 'a.gif')
+    whole = (tmp_path / 'a.gif').read_bytes()
+    (tmp_path / 'a.gif').write_bytes(whole + b'\r\n')
+    assert image_size(str(tmp_path / 'a.gif')) == (50, 40)
+    (tmp_path / 'a.gif').write_bytes(whole[:-20])
+    with pytest.raises(InputError, match='cut off'):
+        image_size(str(tmp_path / 'a.gif'))
+
+
+def test_damaged_caches_are_ignored(tmp_path, monkeypatch):
+    monkeypatch.setenv('SE_MM_CACHE', str(tmp_path))
+    path = Cache('list.txt').path
+    path.parent.mkdir(parents=True)
+    for content in ('[]', '{"version": 1, "images": []}', '{"version": 1}', 'x'):
+        path.write_text(content)
+        assert Cache('list.txt').known == {}

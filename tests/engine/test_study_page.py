@@ -1,6 +1,7 @@
 """The page of stored results, against SciPy."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def store(tmp_path):
                 seed=run.seed,
                 metrics=metrics[run.config.stem][run.seed],
                 config_sha256=run.config_hash,
+                command=run.command(),
                 checkpoint_sha256=run.name,
                 dataset=dict(images=10),
                 device='cpu',
@@ -126,3 +128,21 @@ def test_tool_writes_page_and_numbers(store, run, tmp_path):
     (numbers,) = json.loads((tmp_path / 'page.json').read_text())
     assert numbers['networks']['se']['values']['top1'] == pytest.approx([7, 8])
     assert numbers['sentences'][0] in (tmp_path / 'page.md').read_text()
+
+
+def test_curves_of_other_units_and_no_curves(store):
+    """A network that was trained by iterations beside one by epochs; a run without logs, and a loss that is NaN."""
+    path = store(plain=errors(20, 21), se=errors(19, 18))
+    for name, change in (
+        ('plain_seed0', dict()),
+        ('se_seed0', {'training loss': dict(unit='iteration', points=[[1, 2.0]])}),
+        ('se_seed1', {'training loss': dict(unit='epoch', points=[[1, math.nan]])}),
+    ):
+        result = path.parent / 'results' / 'small' / f'{name}.json'
+        result.write_text(json.dumps({**json.loads(result.read_text()), 'curves': change}))
+    results, page = page_of(path)
+    assert {picture.name for picture in results.pictures.values()} == {
+        'training_loss_by_epoch.svg',
+        'training_loss_by_iteration.svg',
+    }
+    assert [len(network.losses) for network in results.networks] == [1, 2] and 'nan' in page

@@ -9,6 +9,7 @@ from torchvision.transforms.functional import ten_crop
 from conftest import CONFIGS
 from se_mm.engine.tta import merged_views
 from se_mm.utils import InputError
+from se_mm.utils.config import load_config
 
 
 def crops_of(cfg, image):
@@ -69,6 +70,12 @@ def test_detectors_take_no_crops():
     cfg = Config.fromfile(CONFIGS / 'faster_rcnn_se_r50_coco.py')
     with pytest.raises(InputError, match='is of a detector, which needs whole images: set --tta flip'):
         merged_views(cfg, 'ten-crop')
+
+
+def test_masks_are_not_merged():
+    cfg = load_config('mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py')
+    with pytest.raises(InputError, match='finds masks, and MMDetection merges boxes only: leave out --tta'):
+        merged_views(cfg)
 
 
 def test_a_configs_own_views_come_first_unless_others_are_asked_for():

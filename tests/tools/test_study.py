@@ -142,7 +142,7 @@ def test_results_of_another_version_of_a_config_are_not_taken(tmp_path):
     remember_start(run, tmp_path / 'work')
     result = run.result(tmp_path / 'results')
     result.parent.mkdir(parents=True)
-    result.write_text(json.dumps(dict(config_sha256=run.config_hash)))
+    result.write_text(json.dumps(dict(config_sha256=run.config_hash, command=run.command())))
     assert run.is_finished(tmp_path / 'results')
     changed = StudyRun(
         read_study(
@@ -155,3 +155,27 @@ def test_results_of_another_version_of_a_config_are_not_taken(tmp_path):
         changed.is_finished(tmp_path / 'results')
     with pytest.raises(InputError, match='work: this is a run of another version'):
         remember_start(changed, tmp_path / 'work')
+
+
+def test_results_of_other_options_are_not_taken(tmp_path):
+    groups = [dict(configs=['tiny'], seeds=[0], train_options=[]), dict(configs=['tiny'], seeds=[1])]
+    path = write_study(tmp_path, dict(train_options=['--amp'], runs=groups))
+    first, second = read_study(path).runs()
+    assert first.train_options == () and second.train_options == ('--amp',) and ' --amp ' in second.command()
+    for run in (first, second):
+        remember_start(run, tmp_path / run.name)
+    (changed, *_) = read_study(write_study(tmp_path, dict(train_options=['--amp'], runs=groups[1:]))).runs()
+    assert len(changed.starts(tmp_path / second.name)) == 1
+    (changed,) = read_study(write_study(tmp_path, dict(train_options=['--compile'], runs=groups[1:]))).runs()
+    with pytest.raises(
+        InputError, match=r'tiny_seed1: this is a run with the options --amp .*small\.yml has --compile '
+    ):
+        changed.starts(tmp_path / second.name)
+    path.write_text(yaml.safe_dump(dict(runs=[dict(groups[1], seed=1)])))
+    with pytest.raises(InputError, match='unknown keys seed in runs'):
+        read_study(path)
+
+
+def test_empty_texts(tmp_path):
+    study = read_study(write_study(tmp_path, dict(title=None, about=None, runs=[dict(configs=['tiny'], seeds=[0])])))
+    assert (study.title, study.about) == ('small', '')
