@@ -16,6 +16,7 @@ from typing import NamedTuple
 from jinja2 import Environment, PackageLoader
 
 from se_mm.utils import InputError
+from se_mm.utils.config import load_config
 
 from .comparison import DETECTION, Difference, differences, measured_values, signed, spread
 from .complexity import complexity
@@ -283,6 +284,15 @@ def _shown(path: Path | str) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
+def _start_of(run: Run) -> dict:
+    """Options that let a training begin where the run began, if the run has been resumed since."""
+    trained = sorted(path.with_name('config.py') for path in run.folder.glob('*/vis_data/scalars.json'))
+    if not run.cfg.get('resume'):
+        return {}
+    configs = [load_config(path) for path in trained if path.is_file()]
+    return dict(resume=False, load_from=next((cfg.get('load_from') for cfg in configs if not cfg.get('resume')), None))
+
+
 def _commands(run: Run) -> list[str]:
     """Commands that train and evaluate again, into another work dir."""
     evaluation, folder, lines = run.evaluation or {}, f'work_dirs/again/{run.name}', []
@@ -295,9 +305,10 @@ def _commands(run: Run) -> list[str]:
         train, test, number = ['python', 'tools/train.py'], ['python', 'tools/test.py'], []
     else:
         train, test, number = ['tools/dist_train.sh'], ['tools/dist_test.sh'], [str(processes)]
-    seed = (run.cfg.get('randomness') or {}).get('seed')
-    options = [] if seed is None else ['--cfg-options', f'randomness.seed={seed}']
     if run.training:
+        seed = (run.cfg.get('randomness') or {}).get('seed')
+        changed = _start_of(run) | ({} if seed is None else {'randomness.seed': seed})
+        options = ['--cfg-options', *(f'{key}={value}' for key, value in changed.items())] if changed else []
         lines.append([*train, config, *number, '--work-dir', folder, *options])
     checkpoint = (evaluation.get('checkpoint') or {}).get('path')
     if checkpoint:

@@ -10,16 +10,17 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from mmengine.config import Config
 from PIL import Image
 from scipy.io import savemat
 
 from conftest import CONFIGS
 from se_mm.analysis.examples import answers
-from se_mm.analysis.page import compare_runs, render
+from se_mm.analysis.page import _commands, compare_runs, render
 from se_mm.analysis.runs import find_work_dirs, read_run
 from se_mm.utils import InputError
 from se_mm.utils.config import load_config
-from work_dirs import CLASSIFIERS, DETECTORS, write_evaluation, write_run
+from work_dirs import CLASSIFIERS, DETECTORS, step, write_evaluation, write_log, write_run
 
 
 class Page(HTMLParser):
@@ -247,3 +248,16 @@ def test_names_cannot_break_the_page(work_dirs, tmp_path):
     (run / 'metrics.json').write_text(json.dumps(dict(content, config='<b>&"a.py', versions=dict(torch='<i>'))))
     page, _ = page_of(run)
     assert page.open == [] and '<b>&"a' in page.texts and 'torch <i>' in page.texts
+
+
+def test_commands_of_a_resumed_run_begin_where_the_run_began(tmp_path):
+    """The config that is stored last names a checkpoint of the run itself."""
+    starts = {
+        '20260101_000000': dict(load_from='a.pth', resume=False),
+        '20260102_000000': dict(load_from='work/epoch_1.pth', resume=True),
+    }
+    for time, values in starts.items():
+        write_log(tmp_path / 'work', [step(1, 2.0, 1)], time, Config(dict(model=dict(type='A'), **values)))
+    copy, train = _commands(read_run(tmp_path / 'work'))[1:3]
+    assert copy.startswith(f'cp {tmp_path}/work/20260102_000000/')
+    assert train.endswith('--cfg-options resume=False load_from=a.pth')
