@@ -15,7 +15,7 @@ from mmengine.registry import MODELS, init_default_scope
 from packaging.version import Version
 from torch.testing import assert_close
 
-from conftest import ROOT, TOOLS
+from conftest import CONFIGS, ROOT, TOOLS
 
 LINE = 'mmcv has no compiled operators: torchvision'
 
@@ -78,10 +78,10 @@ class TestInstallation:
             code, output = run(sys.executable, '-c', program, PYTHONPATH=pure_mmcv, RANK=rank, LOCAL_RANK=rank)
             assert code == 0 and output.count(LINE) == (rank == 0), output
 
-    def test_tools_use_it(self, run, pure_mmcv, tmp_path):
-        program = TOOLS / 'train.py'
-        code, output = run(sys.executable, program, tmp_path / 'none.py', PYTHONPATH=pure_mmcv, fork=False)
-        assert code == 1 and 'none.py does not exist' in output and LINE in output, output
+    def test_tools_use_it(self, run, pure_mmcv):
+        train = [TOOLS / 'train.py', CONFIGS / 'quickstart' / 'faster_rcnn_se_r18_shapes.py']
+        code, output = run(sys.executable, *train, PYTHONPATH=pure_mmcv, fork=False)
+        assert code == 1 and 'data_root data/drawn_shapes/ does not exist' in output and LINE in output, output
 
 
 @pytest.mark.usefixtures('stand_in')
