@@ -62,12 +62,14 @@ def backbone_of(weights, source):
     if not is_residual(weights.tensors):
         raise InputError(f'{source}: not weights of a ResNet, ResNeXt or SENet: layer1.0.conv2.weight is missing')
     arguments = expected_arguments(weights)
-    others = {'deformable convolutions': any(arguments['stage_with_dcn'])}
-    others[f'norms of type {arguments["norm"]}'] = arguments['norm'] not in (None, 'BN')
-    for what in (what for what, found in others.items() if found):
+    others = ['deformable convolutions'] if any(arguments['stage_with_dcn']) else []
+    if arguments['norm'] not in (None, 'BN'):
+        others.append(f'norms of type {arguments["norm"]}')
+    if others:
         raise InputError(
-            f'{source}: networks with {what} are not converted, because no tensor shows their arguments. Load the '
-            'file by the config of its training; tools/publish_model.py writes it without the optimizer'
+            f'{source}: networks with {" and ".join(others)} are not converted, because no tensor shows their '
+            'arguments. Load the file by the config of its training; tools/publish_model.py writes it without the '
+            'optimizer'
         )
     if arguments['depth'] is None:
         raise InputError(f'{source}: no network here has {arguments["blocks"]} blocks, as its {arguments["type"]} has')

@@ -286,10 +286,10 @@ def _shown(path: Path | str) -> str:
 
 def _start_of(run: Run) -> dict:
     """Options that let a training begin where the run began, if the run has been resumed since."""
-    trained = sorted(path.with_name('config.py') for path in run.folder.glob('*/vis_data/scalars.json'))
     if not run.cfg.get('resume'):
         return {}
-    configs = [load_config(path) for path in trained if path.is_file()]
+    trained = sorted(path.with_name('config.py') for path in run.folder.glob('*/vis_data/scalars.json'))
+    configs = map(load_config, filter(Path.is_file, trained))
     return dict(resume=False, load_from=next((cfg.get('load_from') for cfg in configs if not cfg.get('resume')), None))
 
 

@@ -9,7 +9,7 @@ from collections import defaultdict
 from torch import Tensor, nn
 
 from .resnet import SEResNet, SEResNeXt
-from .se_layer import VARIANTS, squeezed_width
+from .se_layer import VARIANTS, SELayer, squeezed_width
 from .senet import SENet
 from .shared_head import SEResLayer
 
@@ -20,8 +20,10 @@ DEPTHS = {
 DIVISORS = (1, 8, 4, 2, 16, 32)  # of squeezed widths, the usual ones first
 NORMS = {'bn': 'BN', 'gn': 'GN', 'in': 'IN', 'ln': 'LN'}  # by name
 # Options of SE that tensors show, those that no tensor shows, and their defaults.
-SHOWN_SE = dict(divisor=1, variant='standard', bias=True)
-HIDDEN_SE = dict(squeeze='avg', act_cfg=(dict(type='ReLU'), dict(type='Sigmoid')))
+SHOWN_SE, HIDDEN_SE = (
+    {key: inspect.signature(SELayer).parameters[key].default for key in keys}
+    for keys in (('divisor', 'variant', 'bias'), ('squeeze', 'act_cfg'))
+)
 
 
 def defaults_of(network: type[SEResNet]) -> dict:

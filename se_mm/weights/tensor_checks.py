@@ -22,10 +22,10 @@ def check_tensors(given: dict[str, Tensor], model: nn.Module, checkpoint: str) -
             zero. The error has the number of such tensors and the first name.
     """
     own = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
-    pairs = {name: (tensor, own[name]) for name, tensor in given.items() if name in own and not _halved(name, tensor)}
+    pairs = {name: (tensor, own[name]) for name, tensor in given.items() if name in own}
     faults = {}
     for name, (tensor, place) in pairs.items():
-        if fault := _wrong_kind(tensor, place):
+        if fault := _wrong_kind(name, tensor, place):
             faults.setdefault(fault, []).append(name)
     if not faults:  # other tensors have values to look at
         layers = {
@@ -44,17 +44,17 @@ def check_tensors(given: dict[str, Tensor], model: nn.Module, checkpoint: str) -
         )
 
 
-def _halved(name: str, tensor: Tensor) -> bool:
-    """Whether it is a counter of batches that somebody halved with all other tensors; norms hardly ever use it."""
+def _is_halved_counter(name: str, tensor: Tensor) -> bool:
+    """Whether somebody halved a counter of batches with all other tensors; batch norms hardly ever use the counter."""
     return name.endswith('num_batches_tracked') and tensor.is_floating_point()
 
 
-def _wrong_kind(tensor: Tensor, place: Tensor) -> str | None:
+def _wrong_kind(name: str, tensor: Tensor, place: Tensor) -> str | None:
     if tensor.is_meta:
         return 'have no values (device meta)'
     if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized:
         return 'are sparse, nested or quantized, and the model needs dense ones'
-    if _numbers(tensor) != _numbers(place):
+    if _numbers(tensor) != _numbers(place) and not _is_halved_counter(name, tensor):
         return f'hold {_numbers(tensor)} numbers, and the model needs {_numbers(place)} ones'
     return None
 
@@ -67,7 +67,7 @@ def _numbers(tensor: Tensor) -> str:
 
 @torch.no_grad()
 def _wrong_values(name: str, tensor: Tensor, place: Tensor, of_layer: bool) -> str | None:
-    if not tensor.is_floating_point() or not tensor.numel():
+    if not tensor.is_floating_point() or not tensor.numel() or _is_halved_counter(name, tensor):
         return None
     values = tensor.float() if tensor.dtype.itemsize < 4 else tensor
     # A sum that is finite has finite terms, and takes a tenth of the time.

@@ -254,10 +254,10 @@ def test_commands_of_a_resumed_run_begin_where_the_run_began(tmp_path):
     """The config that is stored last names a checkpoint of the run itself."""
     starts = {
         '20260101_000000': dict(load_from='a.pth', resume=False),
-        '20260102_000000': dict(load_from='work/epoch_1.pth', resume=True),
+        '20260102_000000': dict(load_from='epoch_1.pth', resume=True),
     }
     for time, values in starts.items():
-        write_log(tmp_path / 'work', [step(1, 2.0, 1)], time, Config(dict(model=dict(type='A'), **values)))
-    copy, train = _commands(read_run(tmp_path / 'work'))[1:3]
-    assert copy.startswith(f'cp {tmp_path}/work/20260102_000000/')
+        write_log(tmp_path, [step(1, 2.0, 1)], time, Config(dict(model=dict(type='A'), **values)))
+    copy, train = _commands(read_run(tmp_path))[1:3]
+    assert copy.startswith(f'cp {tmp_path / "20260102_000000"}')
     assert train.endswith('--cfg-options resume=False load_from=a.pth')

@@ -327,8 +327,6 @@ def test_backbones_that_have_to_be_trained_first(root, tmp_path, monkeypatch):
 def test_tool_prints_one_line_and_writes_nothing(run, tmp_path, tmp_path_factory):
     broken = tmp_path_factory.mktemp('configs') / 'broken.py'
     broken.write_text('model = dict(')
-    weights = broken.with_name('weights.pth')
-    torch.save(dict(state_dict={}), weights)
     code, output = run(sys.executable, TOOLS / 'train.py', DETECTOR)
     assert code == 1 and output.strip().splitlines()[-1].startswith(
         'error: data_root data/drawn_shapes/ does not exist'

@@ -33,6 +33,7 @@ CHANGES = {
     'integer': (CONV, lambda t: t.int(), 'hold integer numbers, and the model needs floating ones'),
     'bool': (CONV, lambda t: t.bool(), 'hold integer numbers, and the model needs floating ones'),
     'complex': (CONV, lambda t: t.to(torch.complex64), 'hold complex numbers, and the model needs floating ones'),
+    'counter without values': (COUNTER, lambda t: t.half().to('meta'), 'have no values'),
     'complex counter': (COUNTER, lambda t: t + 1j, 'hold complex numbers, and the model needs integer ones'),
     'nan': (CONV, lambda t: with_value(t, torch.nan), 'have NaN or infinite values'),
     'infinite': (NORM, lambda t: with_value(t, -torch.inf), 'have NaN or infinite values'),
