@@ -106,13 +106,14 @@ class PreActBlock(BaseModule):
 
 @MODELS.register_module()
 class SEResNetCIFAR(Backbone):
-    """SE-ResNet-20 to -110, SE-ResNet-164 (pre-activation) and SE-WRN-16-8.
+    """SE-ResNet-8 to -110, SE-ResNet-164 (pre-activation) and SE-WRN-16-8.
 
     Three stages of strides 1, 2 and 4. A pre-activation network ends with a norm and ReLU.
 
     Args:
-        arch: 'resnet20', 'resnet32', 'resnet44', 'resnet56', 'resnet110', 'resnet164' or 'wrn16_8', or a dict with
-            ``block`` ('basic', 'preact' or 'preact_bottleneck'), ``blocks`` of a stage and ``width`` of the first one.
+        arch: 'resnet8', 'resnet20', 'resnet32', 'resnet44', 'resnet56', 'resnet110', 'resnet164' or 'wrn16_8', or a dict
+            with ``block`` ('basic', 'preact' or 'preact_bottleneck'), ``blocks`` of a stage and ``width`` of the first
+            one.
         in_channels: channels of the image.
         norm_cfg: config of the norms.
         fused_se: see :class:`SEResNet`; pre-activation units have nothing to fuse.
@@ -122,7 +123,7 @@ class SEResNetCIFAR(Backbone):
     """
 
     arch_settings = dict(
-        **{f'resnet{6 * n + 2}': dict(block='basic', blocks=n, width=16) for n in (3, 5, 7, 9, 18)},
+        **{f'resnet{6 * n + 2}': dict(block='basic', blocks=n, width=16) for n in (1, 3, 5, 7, 9, 18)},
         resnet164=dict(block='preact_bottleneck', blocks=18, width=64),
         wrn16_8=dict(block='preact', blocks=2, width=128),
     )

@@ -1,0 +1,2 @@
+_base_ = './se_r8_cifar10.py'
+model = dict(backbone=dict(se_cfg=dict(variant='slow_squeeze_excite')))
