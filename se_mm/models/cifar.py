@@ -111,9 +111,9 @@ class SEResNetCIFAR(Backbone):
     Three stages of strides 1, 2 and 4. A pre-activation network ends with a norm and ReLU.
 
     Args:
-        arch: 'resnet8', 'resnet20', 'resnet32', 'resnet44', 'resnet56', 'resnet110', 'resnet164' or 'wrn16_8', or a dict
-            with ``block`` ('basic', 'preact' or 'preact_bottleneck'), ``blocks`` of a stage and ``width`` of the first
-            one.
+        arch: 'resnet8', 'resnet20', 'resnet32', 'resnet44', 'resnet56', 'resnet110', 'resnet164' or 'wrn16_8', or a
+            dict with ``block`` ('basic', 'preact' or 'preact_bottleneck'), ``blocks`` of a stage and ``width`` of the
+            first one.
         in_channels: channels of the image.
         norm_cfg: config of the norms.
         fused_se: see :class:`SEResNet`; pre-activation units have nothing to fuse.
