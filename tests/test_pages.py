@@ -136,13 +136,21 @@ def test_gates_in_python(tmp_path, monkeypatch):
     assert 'Gates of my network' in page and page.count('data:image/svg+xml') == 3
 
 
-def test_table_of_variants():
-    section = (ROOT / 'docs' / 'excitation.md').read_text().partition('### Variants\n')[2].partition('\n### ')[0]
+@pytest.mark.parametrize(
+    'heading, study, network',
+    [
+        ('Variants', 'cifar10_variants', 'r20'),
+        ('Variants and reduction ratios in ResNet-8', 'cifar10_r8', 'r8'),
+    ],
+)
+def test_table_of_variants(heading, study, network):
+    page = (ROOT / 'docs' / 'excitation.md').read_text()
+    section = page.partition(f'### {heading}\n')[2].partition('\n### ')[0]
     rows = re.findall(r'^\| (se\S*) \| (.*) \|$', section, re.MULTILINE)
-    folder = ROOT / 'docs' / 'excitation' / 'cifar10_variants'
-    assert {f'{name}_r20_cifar10_seed0.json' for name, _ in rows} == {path.name for path in folder.iterdir()}
+    folder = ROOT / 'docs' / 'excitation' / study
+    assert {f'{name}_{network}_cifar10_seed0.json' for name, _ in rows} == {path.name for path in folder.iterdir()}
     for name, cells in rows:
-        (found,) = json.loads((folder / f'{name}_r20_cifar10_seed0.json').read_text())
+        (found,) = json.loads((folder / f'{name}_{network}_cifar10_seed0.json').read_text())
         roles = {layer['name']: layer['role'] for layer in found['layers']}
         (mean,) = (
             each
