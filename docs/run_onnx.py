@@ -1,6 +1,6 @@
 """Run a file of tools/export_onnx.py on an image: python run_onnx.py FILE.onnx IMAGE
 
-Needs onnxruntime, OpenCV and NumPy.
+Needs onnxruntime, OpenCV and NumPy, and Pillow where the pipeline resizes by Pillow.
 """
 
 import json
@@ -9,6 +9,14 @@ import sys
 import cv2
 import numpy as np
 import onnxruntime
+
+INTERPOLATIONS = dict(
+    nearest=cv2.INTER_NEAREST,
+    bilinear=cv2.INTER_LINEAR,
+    bicubic=cv2.INTER_CUBIC,
+    area=cv2.INTER_AREA,
+    lanczos=cv2.INTER_LANCZOS4,
+)
 
 
 def resize(image, step):
@@ -29,8 +37,12 @@ def resize(image, step):
         size = int(width * factor + 0.5), int(height * factor + 0.5)
     else:
         size = tuple(step['scale'])
-    area = step.get('interpolation') == 'area'
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if area else cv2.INTER_LINEAR)
+    name = step.get('interpolation', 'bilinear')
+    if step.get('backend') == 'pillow':
+        from PIL import Image
+
+        return np.array(Image.fromarray(image).resize(size, getattr(Image.Resampling, name.upper())))
+    return cv2.resize(image, size, interpolation=INTERPOLATIONS[name])
 
 
 session = onnxruntime.InferenceSession(sys.argv[1])

@@ -162,13 +162,9 @@ class Network:
             check_data(self.cfg, (split,))
 
     def batches(self, data, advance=lambda: None):
-        for batch in data.batches(self.cfg, get_rank(), get_world_size()):
+        for batch in data.batches(get_rank(), get_world_size()):
             yield batch
             advance()
-
-    def number_of_batches(self, data):
-        """Of the process with most."""
-        return -(-len(data.places) // (self.cfg.test_dataloader.batch_size * get_world_size()))
 
 
 def analyze(network, args, folder, interruption):
@@ -177,7 +173,7 @@ def analyze(network, args, folder, interruption):
     statistics = GateStatistics(network.data.groupings, (args.low, args.high), paths)
     analysis = Analysis(network.name, statistics, remarks=list(network.remarks))
     bank = Bank.drawn(network.data.places, args.seed)
-    with progress_bar(f'{network.name}: gates', network.number_of_batches(network.data)) as advance:
+    with progress_bar(f'{network.name}: gates', network.data.number_of_batches(get_world_size())) as advance:
         _until_interrupted(
             lambda check: gather_gates(
                 statistics, network.model, network.batches(network.data, check), network.model.test_step, bank
@@ -202,7 +198,7 @@ def judge(network, analysis, bank, args, interruption):
     """Evaluate the network with other gates, and judge its layers."""
     study = worth_study(analysis, network.model, network.model.test_step, network.score, bank, args.seed)
     replacements = len(cases(network.layers))
-    total = network.number_of_batches(network.few) * (1 + replacements)
+    total = network.few.number_of_batches(get_world_size()) * (1 + replacements)
     with progress_bar(f'{network.name}: other gates', total) as advance:
         _until_interrupted(lambda check: study.run(network.batches(network.few), check), interruption, advance)
     study.merge(all_gather_object(study.state()))

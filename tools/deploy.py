@@ -77,11 +77,11 @@ def sample_regions(head):
     return [torch.randn(4, first.in_channels, 14, 14, generator=torch.Generator().manual_seed(0))]
 
 
-def gates_of(args):
+def gates_of(args, model):
     """Constant gates by path of the SE layer in the backbone."""
     if args.constant_gates is None:
         return {}
-    found, prefix = constant_gates(args.constant_gates), f'{BACKBONE}.'
+    found, prefix = constant_gates(args.constant_gates, model), f'{BACKBONE}.'
     if others := [path for path in found if not path.startswith(prefix)]:
         raise InputError(f'{args.constant_gates}: {others[0]} is no SE layer of the backbone')
     return {path.removeprefix(prefix): gates for path, gates in found.items()}
@@ -102,23 +102,19 @@ def main():
     for path in (args.out, config):
         if path.exists():
             raise InputError(f'{path} is already there: give another name')
-    gates = gates_of(args)
     check_inheritable(args.config)
     cfg = load_config(args.config)
     model = build_whole_model(cfg)
     networks = networks_of(args, model)
     checkpoint = check_checkpoint(str(fetch(args.checkpoint)), model, training=False)
-    model.eval()
+    gates = gates_of(args, model.eval())
 
     console, changes = Console(width=None if Console().is_terminal else 160), {}
     for path, network in networks.items():
         constant = gates if path == BACKBONE else {}
         inputs = sample_inputs(args, cfg, model) if path == BACKBONE else sample_regions(network)
         before = features(network, inputs)
-        try:
-            report = network.switch_to_deploy(constant)
-        except ValueError as error:
-            raise InputError(f'--constant-gates {args.constant_gates} is of another network: {error}') from error
+        report = network.switch_to_deploy(constant)
         difference = largest_difference(before, features(network, inputs))
         console.print(table_of(path, report, network))
         print(f'largest difference of features: {difference:.1e} of the largest value')
@@ -133,9 +129,7 @@ def main():
     kept = {key: meta[key] for key in ('dataset_meta', 'epoch', 'iter', 'seed') if key in meta}
     save_weights(model.state_dict(), args.out, kept)
     with written_whole(config) as temporary:
-        # not the work dir of the training, whose config may have the same name
-        work_dir = f'./work_dirs/{args.out.stem}_deployed'
-        temporary.write_text(inherited_config(args.config, config, dict(model=changes, work_dir=work_dir)))
+        temporary.write_text(inherited_config(args.config, config, dict(model=changes)))
     print(f'written: {args.out}, {config}')
 
 

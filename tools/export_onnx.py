@@ -186,6 +186,8 @@ def check(args, content, model, images):
 
 def main():
     args = parse_args()
+    if args.out.exists():
+        raise InputError(f'{args.out} is already there: give another name')
     check_packages(args)
     cfg = load_config(args.config)
     model, classes = build(args, cfg)

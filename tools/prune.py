@@ -117,21 +117,24 @@ class Trained:
         self.shape = input_size(self.cfg)
         self.channels = self.cfg.model.backbone.get('in_channels', 3)
         self.data, self.score, self.answers = None, None, {}
-        if args.flops and args.importance in (*GATES, 'taylor'):
-            self._check_split(args, 'train')
+        if args.flops and args.importance in GATES:
+            self._check_splits(args, 'train', 'test')  # the test's pipeline prepares images
+        elif args.flops and args.importance == 'taylor':
+            self._check_splits(args, 'train')
         if not args.no_eval:
             check_config(self.cfg, training=False, checkpoint=checkpoint_file)
-            self._check_split(args, args.split)
+            self._check_splits(args, args.split, 'test')
             self.data = gate_data(self.cfg, split=args.split, seed=args.seed)
             self.score = score_of(self.cfg, self.data)
             if self.score is None:
-                raise InputError(f'{args.config} has neither a top-1 error nor an AP: give --no-eval')
+                remedy = '--static needs one of them' if args.static else 'give --no-eval'
+                raise InputError(f'{args.config} has neither a top-1 error nor an AP: {remedy}')
 
-    def _check_split(self, args, split):
-        for name in {split, 'test'}:  # the test's pipeline prepares images
-            if not self.cfg.get(f'{name}_dataloader'):
-                raise InputError(f'{args.config} has no {name}_dataloader')
-        check_data(self.cfg, (split,))
+    def _check_splits(self, args, *splits):
+        for split in splits:
+            if not self.cfg.get(f'{split}_dataloader'):
+                raise InputError(f'{args.config} has no {split}_dataloader')
+        check_data(self.cfg, splits[:1])
 
     def example(self):
         """Two images for the backbone."""
@@ -140,10 +143,8 @@ class Trained:
 
     def evaluated(self, model, what):
         """What the score has to remember of a model, see :func:`evaluate`."""
-        with progress_bar(
-            what, number_of_batches(len(self.data.places), self.cfg.test_dataloader.batch_size)
-        ) as advance:
-            return evaluate(model, self.cfg, self.data, self.score, advance)
+        with progress_bar(what, self.data.number_of_batches()) as advance:
+            return evaluate(model, self.data, self.score, advance)
 
     def built(self, args, changes):
         """The model that OUT.py builds with some changes, and the text of OUT.py."""
@@ -198,8 +199,8 @@ def channel_importance(args, trained, pruner):
     model, cfg, means = pruner.model, trained.cfg, {}
     if args.importance in GATES:
         data = gate_data(cfg, split='train', images=args.num_images, seed=args.seed)
-        with progress_bar('gates', number_of_batches(len(data.places), cfg.test_dataloader.batch_size)) as advance:
-            found = mean_gates(model, cfg, data, advance)
+        with progress_bar('gates', data.number_of_batches()) as advance:
+            found = mean_gates(model, data, advance)
         means = {path.removeprefix(PREFIX): mean for path, mean in found.items() if path.startswith(PREFIX)}
     if args.importance == 'taylor':
         with progress_bar('gradients', number_of_batches(args.num_images, cfg.train_dataloader.batch_size)) as advance:
@@ -211,16 +212,13 @@ def channel_importance(args, trained, pruner):
 def without_static_gates(args, trained):
     """The model with fewer SE layers, and the text of its config."""
     model, score = copy.deepcopy(trained.model), trained.score
-    found = constant_gates(args.static)
+    found = constant_gates(args.static, trained.model)
     if others := [path for path in found if not path.startswith(PREFIX)]:
         raise InputError(f'{args.static}: {others[0]} is no SE layer of the backbone')
     own = trained.answers['before'] = trained.evaluated(model, 'as trained')
     for path, gates in found.items():
         trial = copy.deepcopy(model)
-        try:
-            (report,) = trial.backbone.fold_gates({path.removeprefix(PREFIX): gates})
-        except ValueError as error:
-            raise InputError(f'--static {args.static} is of another network: {error}') from error
+        (report,) = trial.backbone.fold_gates({path.removeprefix(PREFIX): gates})
         if report.done != FOLDED:
             print(f'{path} stays: {report.why}')
             continue

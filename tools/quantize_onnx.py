@@ -57,6 +57,8 @@ def fitting(images, shape, file):
 
 def main():
     args = parse_args()
+    if args.out.exists():
+        raise InputError(f'{args.out} is already there: give another name')
     check_installed('onnxruntime')
     import onnxruntime
 

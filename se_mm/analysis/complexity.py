@@ -26,7 +26,7 @@ def input_size(cfg: Config) -> tuple[int, int]:
         for _, transform in config_parts(dataset.get('pipeline'), 'pipeline'):
             if type_name(transform) == 'RandomCrop' and isinstance(size := transform.get('crop_size'), int):
                 shape = (size, size)
-    for dataset in leaf_datasets(cfg.get('test_dataloader', {}).get('dataset')):
+    for dataset in leaf_datasets((cfg.get('test_dataloader') or {}).get('dataset')):
         if type_name(dataset) in SMALL_IMAGES:
             shape = (32, 32)
         for _, transform in config_parts(dataset.get('pipeline'), 'pipeline'):

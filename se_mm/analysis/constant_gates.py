@@ -7,25 +7,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from se_mm.utils import InputError
 
 from .excitation_page import file_stem
 from .gate_bank import MEAN, ONE
+from .gates import weights_digest
 
 
-def constant_gates(folder: str | Path) -> dict[str, Tensor]:
+def constant_gates(folder: str | Path, model: nn.Module) -> dict[str, Tensor]:
     """Gates to put in place of SE layers: mean gates for layers with the verdict static, ones for idle layers.
 
     Args:
         folder: that tools/analyze_excitation.py has written, for one network.
+        model: the network, with its weights.
 
     Returns:
         Gates (C,), float64, by path of the SE layer in the model; those come first whose replacement costs least.
 
     Raises:
-        InputError: the folder holds no analysis, an analysis of several networks, or one without verdicts.
+        InputError: the folder holds no analysis, an analysis of several networks, one without verdicts, or one of other
+            weights.
     """
     path = Path(folder, 'excitation.json')
     try:
@@ -43,6 +46,12 @@ def constant_gates(folder: str | Path) -> dict[str, Tensor]:
         statistics = np.load(arrays, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise InputError(f'{arrays} cannot be read ({error}): it stands beside {path.name}') from error
+    weights = weights_digest(model)
+    for file, found in ((path, network.get('weights_sha256')), (arrays, statistics.get('weights'))):
+        if found is None or str(found) != weights:
+            raise InputError(
+                f'{file} is of other weights: run tools/analyze_excitation.py on the checkpoint that is given here'
+            )
     paths = {layer['name']: layer['path'] for layer in network['layers']}
     means = {name: torch.from_numpy(statistics[f'{name}/mean'][0]) for name in roles}
     losses = {

@@ -139,7 +139,7 @@ def answers(runs: dict[str, Run], count: int = 6) -> tuple[list[Answers], list[A
 
 def validation_data(run: Run) -> dict:
     """What the config says of the data of the evaluation, but for the transforms."""
-    dataset = run.cfg.get('test_dataloader', {}).get('dataset') or {}
+    dataset = (run.cfg.get('test_dataloader') or {}).get('dataset') or {}
     return {key: value for key, value in dataset.items() if key != 'pipeline'}
 
 

@@ -16,7 +16,7 @@ from se_mm.utils import InputError
 from .gate_bank import REPLACEMENTS, Bank, Replacer
 from .gate_statistics import GateStatistics
 from .gate_worth import Case, Step, Verdict, WorthStudy, judge
-from .gates import Batch, GateRecorder, evaluating, gate_layers
+from .gates import Batch, GateRecorder, evaluating, gate_layers, weights_digest
 
 if TYPE_CHECKING:  # which needs pycocotools
     from .scores import Score, Worth
@@ -90,6 +90,7 @@ def gather_gates(
     Raises:
         InputError: gates are NaN.
     """
+    statistics.weights = weights_digest(model)
     with evaluating(model), GateRecorder(model, list(statistics.paths)) as recorder, torch.no_grad():
         for batch in batches:
             step(batch.inputs)
@@ -174,6 +175,7 @@ class Analysis:
         worth = [case._asdict() | found._asdict() for case, found in self.worth.items()]
         return dict(
             network=self.name,
+            weights_sha256=self.statistics.weights,
             images=self.statistics.images,
             layers=self.rows(),
             score=self.score and self.score.name,

@@ -140,6 +140,9 @@ class GateStatistics:
             may be in no group, in one or in several. Group 0 are all images.
         thresholds: gates below the first count as low, gates above the second as high.
         paths: of the layers' modules, by name of the layer.
+
+    Attributes:
+        weights: :func:`se_mm.analysis.gates.weights_digest` of the network, None if no network is known.
     """
 
     def __init__(
@@ -149,6 +152,7 @@ class GateStatistics:
         paths: Mapping[str, str] | None = None,
     ) -> None:
         self.thresholds, self.paths = thresholds, dict(paths or {})
+        self.weights: str | None = None
         self.layers: dict[str, Moments] = {}
         self.groupings: dict[str, Grouping] = {}
         self.groups = [ALL]
@@ -227,6 +231,8 @@ class GateStatistics:
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything, by ``LAYER/QUANTITY``; quantities are those of :class:`Moments`, with mean and variance."""
         found = {'groups': np.array(self.groups), 'thresholds': np.array(self.thresholds)}
+        if self.weights:
+            found['weights'] = np.array(self.weights)
         for name, moments in self.layers.items():
             found[f'{name}/mean'], found[f'{name}/variance'] = moments.mean, moments.variance
             for quantity in ('count', 'minimum', 'maximum', 'low', 'high', 'spread'):

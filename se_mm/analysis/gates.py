@@ -6,6 +6,7 @@ https://arxiv.org/abs/1709.01507.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sys
 from collections import Counter
@@ -16,22 +17,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from se_mm.models import SELayer
 from se_mm.models.cifar import PreActBlock
+from se_mm.models.gate_source import gate_source
 from se_mm.models.residual import SEResidual
 from se_mm.models.shake import ShakeBlock
 from se_mm.utils import InputError
 
-# SE layers of other projects: class, and which of its modules has the gates as its output.
-FOREIGN = {
-    'timm.layers.squeeze_excite.SEModule': 'gate',
-    'timm.layers.squeeze_excite.EffectiveSEModule': 'gate',
-    'timm.models._efficientnet_blocks.SqueezeExcite': 'gate',
-    'timm.models.senet.SEModule': 'sigmoid',
-    'torchvision.ops.misc.SqueezeExcitation': 'scale_activation',
-    'mmpretrain.models.utils.se_layer.SELayer': 'conv2',
-    'mmdet.models.layers.se_layer.SELayer': 'conv2',
-}
 BLOCK = re.compile(r'((?:^|.*\.)(layer|stage)(\d+)\.(\d+))\.')
 
 
@@ -76,15 +67,6 @@ class Batch(NamedTuple):
     numbers: Sequence[int]
 
 
-def _source(module: nn.Module) -> nn.Module | None:
-    if isinstance(module, SELayer):
-        return getattr(module, module.layers[-1])
-    for kind in type(module).__mro__:
-        if name := FOREIGN.get(f'{kind.__module__}.{kind.__qualname__}'):
-            return getattr(module, name)
-    return None
-
-
 def _paper_name(model: nn.Module, path: str) -> str | None:
     """The stem is stage 1; residual stages are called layer1 and so on, in our networks for CIFAR stage1."""
     if not (found := BLOCK.match(path)):
@@ -104,16 +86,21 @@ def gate_layers(model: nn.Module, names: Sequence[str] | None = None) -> list[Ga
             head, which runs on regions.
 
     Raises:
-        InputError: the model has no SE layer, or none of a given name.
+        InputError: the model has no SE layer that sees whole images, or none of a given name.
     """
-    found = [(path, source) for path, module in model.named_modules() if (source := _source(module)) is not None]
+    found = [(path, source) for path, module in model.named_modules() if (source := gate_source(module)) is not None]
     if not found:
         raise InputError(f'{type(model).__name__} has no SE layer')
     paper = {path: name for path, _ in found if (name := _paper_name(model, path))}
     uses = Counter(paper.values())
     layers = [GateLayer(paper[path] if uses[paper.get(path)] == 1 else path, path, source) for path, source in found]
     if names is None:
-        return [layer for layer in layers if not re.search(r'(^|\.)roi_head\.', layer.path)]
+        if not (whole := [layer for layer in layers if not re.search(r'(^|\.)roi_head\.', layer.path)]):
+            raise InputError(
+                f'all SE layers of {type(model).__name__} are in its roi_head, which runs on regions: gates of regions '
+                'are not looked at'
+            )
+        return whole
     known = {key: layer for layer in layers for key in (layer.path, layer.name)}
     if unknown := [name for name in names if name not in known]:
         raise InputError(f'{unknown[0]} is no SE layer: choose of {", ".join(layer.name for layer in layers)}')
@@ -213,6 +200,14 @@ class ReplacedGates:
         _compile_anew()
         for handle in self._handles:
             handle.remove()
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Hexadecimal SHA-256 of all weights and buffers that a checkpoint of a model has."""
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 @contextmanager

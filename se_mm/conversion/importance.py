@@ -96,8 +96,9 @@ def check_importance(name: str, backbone: nn.Module, kept: str | None) -> None:
 def importance(name: str, backbone: nn.Module, means: Mapping[str, Tensor]) -> Callable[[Group], Tensor]:
     """One of ``IMPORTANCES``.
 
-    'l1' is the L1 norm of all weights of a channel, 'taylor' the change of the loss that removing a channel would make
-    in first order, from gradients that the parameters have (https://arxiv.org/abs/1906.10771).
+    'l1' is the L1 norm of all weights of a channel. 'taylor' is the sum of abs(w * g) over all weights w of a channel,
+    with gradients g that the parameters have: in first order, the loss changes by at most so much when the channel is
+    removed (https://arxiv.org/abs/1906.10771).
 
     Args:
         name: of the importance.

@@ -32,12 +32,23 @@ def check_inheritable(config: str | os.PathLike) -> None:
 def inherited_config(config: str | os.PathLike, out: str | os.PathLike, changes: dict) -> str:
     """Text of a config that inherits from another one.
 
+    Nothing of the new config's is written where trainings of the other config write: MMEngine puts ``work_dir`` and
+    ``resume`` into the configs that trainings leave behind, and names folders after configs.
+
     Args:
         config: see :func:`se_mm.utils.config.config_path`.
         out: file that the text is for.
         changes: what the config changes.
     """
-    return Config(dict(_base_=_base_of(config_path(config), out), **changes)).pretty_text
+    path = config_path(config)
+    base, own, name = Config.fromfile(path), {}, Path(out).stem
+    if name == path.stem:
+        name = f'{Path(out).resolve().parent.name}_{name}'
+    if base.get('work_dir') or name != Path(out).stem:
+        own['work_dir'] = f'./work_dirs/{name}'
+    if base.get('resume'):
+        own['resume'] = False
+    return Config(dict(_base_=_base_of(path, out)) | own | changes).pretty_text
 
 
 def _base_of(path: Path, out: str | os.PathLike) -> str:

@@ -14,6 +14,7 @@ from packaging.version import Version
 from torch import Tensor, nn
 
 from se_mm.models import SELayer
+from se_mm.models.gate_source import gate_source
 from se_mm.utils import InputError
 
 Run = Callable[[np.ndarray], Sequence[np.ndarray]]
@@ -30,8 +31,9 @@ def export_onnx(
 ) -> bytes:
     """The content of an ONNX file.
 
-    Nodes have the names of their modules, so that the pattern ``se_layer`` finds the gates of SE. The gates are 1x1
-    convolutions of maps (N, C, 1, 1). The network's SE layers keep this form, with the same weights.
+    Nodes have the names of their modules, so that the pattern ``se_layer`` finds the gates of SE, those of other
+    projects too. Gates of this project are 1x1 convolutions of maps (N, C, 1, 1). The network's SE layers keep this
+    form, with the same weights.
 
     Args:
         network: in evaluation mode, a function of images alone.
@@ -44,9 +46,10 @@ def export_onnx(
     Raises:
         InputError: the network cannot take such images.
     """
-    se_layers = {path: module for path, module in network.named_modules() if isinstance(module, SELayer)}
+    se_layers = {path: module for path, module in network.named_modules() if gate_source(module) is not None}
     for module in se_layers.values():
-        module.use_maps()
+        if isinstance(module, SELayer):
+            module.use_maps()
     axes = {axis: torch.export.Dim.AUTO for axis in dynamic}
     # torch warns of sizes that are rounded: the caller tries some.
     logging.getLogger('torch.fx.experimental.symbolic_shapes').setLevel(logging.ERROR)

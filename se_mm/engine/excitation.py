@@ -34,6 +34,8 @@ class GateData:
         groupings: names of groups by name of the division.
         labels: of each image by its number.
         members: groups of each image by its number, see :meth:`se_mm.analysis.gate_statistics.GateStatistics.add`.
+        batch_size: images that a model gets at once.
+        num_workers: processes that load images.
     """
 
     dataset: object
@@ -41,6 +43,8 @@ class GateData:
     groupings: dict[str, list[str]]
     labels: list[list[int]]
     members: list[list[int]]
+    batch_size: int
+    num_workers: int
 
     def check_classes(self, names: Sequence[str]) -> None:
         """Raise InputError if a class does not exist or has no image."""
@@ -55,12 +59,14 @@ class GateData:
         """The images that were drawn first."""
         return replace(self, places=self.places[:images])
 
-    def batches(self, cfg: Config, rank: int = 0, processes: int = 1) -> Iterator[Batch]:
-        """This process's share, by the batch size and the workers of the config's test loader."""
-        test = cfg.test_dataloader
-        mine, size = sorted(self.places)[rank::processes], test.batch_size
-        workers = test.get('num_workers', 0)
-        loader = DataLoader(self.dataset, size, sampler=mine, num_workers=workers, collate_fn=pseudo_collate)
+    def number_of_batches(self, processes: int = 1) -> int:
+        """Of the process with most."""
+        return -(-len(self.places) // (self.batch_size * processes))
+
+    def batches(self, rank: int = 0, processes: int = 1) -> Iterator[Batch]:
+        """This process's share."""
+        mine, size = sorted(self.places)[rank::processes], self.batch_size
+        loader = DataLoader(self.dataset, size, sampler=mine, num_workers=self.num_workers, collate_fn=pseudo_collate)
         for i, inputs in enumerate(loader):
             numbers = mine[i * size : (i + 1) * size]
             yield Batch(inputs, [self.members[number] for number in numbers], numbers)
@@ -128,7 +134,10 @@ def gate_data(
                 chosen.append(place)
                 seen.update(set(labels[place]))
         places = chosen
-    return GateData(dataset, places[:images], groupings, labels, groups)
+    # detectors pad the images of a batch to one shape, and gates would depend on the neighbours of an image
+    batch_size = cfg.test_dataloader.batch_size if cfg.default_scope == 'mmpretrain' else 1
+    workers = cfg.test_dataloader.get('num_workers', 0)
+    return GateData(dataset, places[:images], groupings, labels, groups, batch_size, workers)
 
 
 def _build(cfg: Config, split: str) -> object:

@@ -180,7 +180,7 @@ def predictor(
     Raises:
         InputError: the checkpoint is missing, damaged or of another model; the config has no ``test_dataloader``.
     """
-    if 'test_dataloader' not in cfg:
+    if not cfg.get('test_dataloader'):
         raise InputError(f'{cfg.filename} has no test_dataloader, whose pipeline prepares images')
     model = build_whole_model(cfg)
     classes = classes_of(cfg, check_checkpoint(checkpoint, model, training=False))

@@ -14,24 +14,24 @@ from se_mm.analysis.excitation import gather_gates
 from se_mm.analysis.gate_statistics import GateStatistics
 from se_mm.analysis.gates import Batch, evaluating, gate_layers
 from se_mm.analysis.scores import Score
+from se_mm.utils import InputError
 
 from .excitation import GateData
 
 Advance = Callable[[], object]
 
 
-def mean_gates(model: nn.Module, cfg: Config, data: GateData, advance: Advance = lambda: None) -> dict[str, Tensor]:
+def mean_gates(model: nn.Module, data: GateData, advance: Advance = lambda: None) -> dict[str, Tensor]:
     """Mean gate (C,), float64, of every SE layer over images, by path of the layer in the model.
 
     Args:
         model: with SE layers.
-        cfg: of the model.
         data: the images.
         advance: called after each batch.
     """
     paths = {layer.name: layer.path for layer in gate_layers(model)}
     statistics = GateStatistics(data.groupings, (0.1, 0.9), paths)
-    gather_gates(statistics, model, _advancing(data.batches(cfg), advance), model.test_step)
+    gather_gates(statistics, model, _advancing(data.batches(), advance), model.test_step)
     found = statistics.layers
     return {path: found[name].sum[0] / found[name].count[0] for name, path in paths.items()}
 
@@ -46,6 +46,8 @@ def add_gradients(model: nn.Module, cfg: Config, images: int, seed: int, advance
         seed: of the images and what training does to them.
         advance: called after each batch.
 
+    Raises:
+        InputError: a gradient is NaN or infinite.
     """
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=seed)
     set_random_seed(seed)  # transforms draw from all generators
@@ -54,21 +56,26 @@ def add_gradients(model: nn.Module, cfg: Config, images: int, seed: int, advance
         losses = model(**model.data_preprocessor(batch, True), mode='loss')
         model.parse_losses(losses)[0].backward()
         advance()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and not parameter.grad.isfinite().all():
+            raise InputError(
+                f'the gradient of {name} is not finite: look for NaN and infinite values in the weights and in the '
+                'images, or choose another --importance'
+            )
 
 
-def evaluate(model: nn.Module, cfg: Config, data: GateData, score: Score, advance: Advance = lambda: None) -> list:
+def evaluate(model: nn.Module, data: GateData, score: Score, advance: Advance = lambda: None) -> list:
     """What a score has to remember of a model's outputs for images, an entry for each image.
 
     Args:
         model: runs in evaluation mode, and gets its mode back.
-        cfg: of the model.
         data: the images.
         score: of :func:`se_mm.engine.excitation.score_of`.
         advance: called after each batch.
     """
     kept = []
     with evaluating(model), torch.no_grad():
-        for batch in _advancing(data.batches(cfg), advance):
+        for batch in _advancing(data.batches(), advance):
             kept += score.keep(model.test_step(batch.inputs))
     return kept
 

@@ -18,7 +18,7 @@ ELEMENTWISE = {
     getattr(torch.optim, name)
     for name in ('SGD', 'Adam', 'AdamW', 'NAdam', 'RAdam', 'Adamax', 'Adagrad', 'Adadelta', 'RMSprop', 'Rprop', 'ASGD')
 }
-REMEDY = 'start from its weights with --cfg-options load_from={} and another --work-dir'
+REMEDY = 'start from its weights with --cfg-options load_from={} resume=False and another --work-dir'
 
 
 def check_resumable(path: str, checkpoint: dict, cfg: Config, model: nn.Module) -> None:

@@ -88,6 +88,7 @@ FOREIGN = {
     'timm': lambda: timm.create_model('legacy_seresnet18', num_classes=3),
     'timm SE-ResNet': lambda: timm.create_model('seresnet18', num_classes=3),
     'timm MobileNet': lambda: timm.create_model('mobilenetv3_small_050', num_classes=3),
+    'timm HGNet': lambda: timm.create_model('hgnet_tiny', num_classes=3),
     'timm VoVNet': lambda: timm.create_model('ese_vovnet19b_slim_dw', num_classes=3),
     'torchvision': lambda: torchvision.models.mobilenet_v3_small(num_classes=3),
     'mmpretrain': lambda: MMPRETRAIN.build(dict(type='mmpretrain.MobileNetV3', arch='small')),
@@ -151,6 +152,8 @@ def test_some_layers():
         gate_layers(model, ['SE_6_1'])
     with pytest.raises(InputError, match='^SEResNet has no SE layer'):
         gate_layers(SEResNet(18, with_se=False))
+    with pytest.raises(InputError, match='^all SE layers of ModuleDict are in its roi_head'):
+        gate_layers(nn.ModuleDict(dict(roi_head=SEResNet(18, base_channels=16))))
 
 
 @pytest.mark.parametrize('fused', [False, 'torch'])

@@ -11,11 +11,12 @@ from mmengine.config import Config
 
 from conftest import CONFIGS, TOOLS
 from se_mm.analysis.constant_gates import constant_gates
+from se_mm.analysis.gates import weights_digest
 from se_mm.conversion.deployed import largest_difference
 from se_mm.conversion.onnx_file import largest_share
 from se_mm.utils import InputError
 from se_mm.utils.config import build_model, load_config, use_scope
-from se_mm.weights import read_checkpoint
+from se_mm.weights import fetch, read_checkpoint
 
 CLASSIFIER = CONFIGS / 'studies' / 'se_r20_cifar10.py'
 DETECTOR = CONFIGS / 'quickstart' / 'faster_rcnn_se_r18_shapes.py'
@@ -102,7 +103,6 @@ def test_shared_head_is_deployed_with_the_backbone(deploy, tmp_path):
         expected, found = (part.roi_head.shared_head(x) for part in (model, deployed))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
     assert not any('bn' in name for name in deployed.roi_head.shared_head.state_dict())
-    assert load_config(tmp_path / 'out.py').work_dir == './work_dirs/out_deployed'  # not that of the training
 
 
 def test_answers_of_the_deployed_classifier(deploy, run, pictures, tmp_path):
@@ -135,22 +135,24 @@ def test_answers_of_the_deployed_classifier(deploy, run, pictures, tmp_path):
     )
 
 
-def analysis(folder, roles, channels=16):
-    """What tools/analyze_excitation.py writes, as far as it is read."""
+def analysis(folder, roles, model):
+    """What tools/analyze_excitation.py writes of a model, as far as it is read."""
     folder.mkdir()
+    weights = weights_digest(model)
     names = list(roles)
     layers = [dict(name=name, path=f'backbone.stage1.{i}.se_layer') for i, name in enumerate(names)]
     verdicts = {name: dict(role=role, classes=None, reason='') for name, role in roles.items()}
-    (folder / 'excitation.json').write_text(json.dumps([dict(network='net', layers=layers, verdicts=verdicts)]))
+    (folder / 'excitation.json').write_text(json.dumps([dict(network='net', weights_sha256=weights, layers=layers, verdicts=verdicts)]))
     rng = np.random.default_rng(0)
-    means = {f'{name}/mean': rng.uniform(0.2, 0.8, (3, channels)) for name in names}
-    np.savez_compressed(folder / 'net.npz', **means)
+    means = {f'{name}/mean': rng.uniform(0.2, 0.8, (3, 16)) for name in names}
+    np.savez_compressed(folder / 'net.npz', weights=np.array(weights), **means)
     return means
 
 
 def test_constant_gates(deploy, tmp_path):
-    means = analysis(tmp_path / 'gates', dict(SE_2_1='static', SE_2_2='idle', SE_2_3='works'))
-    found = constant_gates(tmp_path / 'gates')
+    model = load(CLASSIFIER, fetch('se_mm://se_r20_cifar10'))
+    means = analysis(tmp_path / 'gates', dict(SE_2_1='static', SE_2_2='idle', SE_2_3='works'), model)
+    found = constant_gates(tmp_path / 'gates', model)
     assert set(found) == {'backbone.stage1.0.se_layer', 'backbone.stage1.1.se_layer'}
     assert torch.equal(found['backbone.stage1.0.se_layer'], torch.from_numpy(means['SE_2_1/mean'][0]))
     assert torch.equal(found['backbone.stage1.1.se_layer'], torch.ones(16, dtype=torch.float64))
@@ -165,7 +167,7 @@ def test_constant_gates(deploy, tmp_path):
 
 
 def test_bad_input(deploy, tmp_path):
-    save(CLASSIFIER, tmp_path / 'trained.pth')
+    model = save(CLASSIFIER, tmp_path / 'trained.pth')
     cases = {
         'give a file with the suffix': [CLASSIFIER, tmp_path / 'trained.pth', 'new.py'],
         'is already there': [CLASSIFIER, tmp_path / 'trained.pth', tmp_path / 'trained.pth'],
@@ -181,18 +183,27 @@ def test_bad_input(deploy, tmp_path):
         assert code == 1 and text in output and 'Traceback' not in output, output
     assert not list(tmp_path.glob('new.*'))
 
-    analysis(tmp_path / 'wide', dict(SE_2_1='static'), channels=64)
-    with_gates = ('--constant-gates', tmp_path / 'wide')
-    code, output = deploy(CLASSIFIER, tmp_path / 'trained.pth', 'new.pth', *with_gates)
-    assert code == 1 and '64 gates for the 16 channels' in output.replace('\n', ' '), output
+    analysis(tmp_path / 'gates', dict(SE_2_1='static'), model)
+    save(CLASSIFIER, tmp_path / 'other.pth', seed=1)
+    with_gates = ('--constant-gates', tmp_path / 'gates')
+    code, output = deploy(CLASSIFIER, tmp_path / 'other.pth', 'new.pth', *with_gates)
+    assert code == 1 and 'excitation.json is of other weights: run tools/analyze_excitation.py' in output, output
+    old = (tmp_path / 'gates' / 'excitation.json').read_text()
+    (tmp_path / 'gates' / 'excitation.json').write_text(old.replace(weights_digest(model), 'an earlier analysis'))
+    with pytest.raises(InputError, match='excitation.json is of other weights'):
+        constant_gates(tmp_path / 'gates', model)
+    (tmp_path / 'gates' / 'excitation.json').write_text(old)
+    np.savez_compressed(tmp_path / 'gates' / 'net.npz', **{'SE_2_1/mean': np.ones((3, 16))})
+    with pytest.raises(InputError, match='net.npz is of other weights'):
+        constant_gates(tmp_path / 'gates', model)
     for networks, text in (([{}, {}], 'has 2 networks'), ([dict(network='n', layers=[], verdicts={})], 'no verdicts')):
-        (tmp_path / 'wide' / 'excitation.json').write_text(json.dumps([{**dict(verdicts={}), **n} for n in networks]))
+        (tmp_path / 'gates' / 'excitation.json').write_text(json.dumps([{**dict(verdicts={}), **n} for n in networks]))
         with pytest.raises(InputError, match=text):
-            constant_gates(tmp_path / 'wide')
+            constant_gates(tmp_path / 'gates', model)
     for content in ([{'a': 1}], {'a': 1}, [1], 1, [dict(verdicts=dict(SE_2_1='static'))]):
-        (tmp_path / 'wide' / 'excitation.json').write_text(json.dumps(content))
+        (tmp_path / 'gates' / 'excitation.json').write_text(json.dumps(content))
         with pytest.raises(InputError, match='cannot be read .*: give a folder of tools/analyze_excitation'):
-            constant_gates(tmp_path / 'wide')
+            constant_gates(tmp_path / 'gates', model)
 
 
 def test_nan_is_the_largest_difference():

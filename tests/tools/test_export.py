@@ -109,7 +109,7 @@ def test_detector(run, shapes, tmp_path):
     assert code == 0 and 'gates: 0 of 16' in output and 'others: 47 of 47' in output, output
     close = onnxruntime.InferenceSession(tmp_path / 'int8.onnx').run(None, dict(images=normalised))
     assert len(close[1]) == 100 and abs(close[1][0] - expected.scores[0]) < 0.1
-    code, output = run(*command, tmp_path / 'nothing')
+    code, output = run(*command[:4], 'again.onnx', '--images', tmp_path / 'nothing')
     assert code == 1 and output.splitlines()[-1].startswith('error: 1 of 1 images')
     code, output = run(*command[:3], 'int8.onnx', 'twice.onnx', '--images', shapes / 'val')
     assert code == 1 and output.splitlines()[-1].startswith('error: int8.onnx is in int8 already')
@@ -128,6 +128,27 @@ def test_fixed_sizes(run, scenes, tmp_path):
     torch.save(build(config).state_dict(), tmp_path / 'cnn.pth')
     code, output = run(*export(config, 'cnn.pth', 'cnn.onnx', '--size', '32', '32', '--dynamic'))
     assert code == 1 and 'error: ImageClassifier cannot take images of 2x3x288x288' in output
+
+
+def test_gates_of_other_projects_stay_in_float(run, scenes, tmp_path):
+    (tmp_path / 'mobile.py').write_text(
+        f"_base_ = '{CLASSIFIER}'\n"
+        'model = dict(\n'
+        "    backbone=dict(_delete_=True, type='MobileNetV3', arch='small'),\n"
+        '    head=dict(in_channels=576),\n'
+        ')\n'
+    )
+    model = build(tmp_path / 'mobile.py')
+    torch.save(model.state_dict(), tmp_path / 'a.pth')
+    code, output = run(*export('mobile.py', 'a.pth', 'a.onnx', '--size', '96', '96'))
+    assert code == 0, output
+    quantize = sys.executable, TOOLS / 'quantize_onnx.py', 'mobile.py', 'a.onnx'
+    code, output = run(*quantize, 'int8.onnx', '--images', scenes / 'val_256')
+    layers = sum(type(module).__name__ == 'SELayer' for module in model.modules())
+    assert code == 0 and layers == 9 and 'gates: 0 of 18' in output, output
+    for command in (quantize, export('mobile.py', 'a.pth')):
+        code, output = run(*command, 'a.onnx', '--images', scenes / 'val_256')
+        assert code == 1 and output.splitlines()[-1] == 'error: a.onnx is already there: give another name'
 
 
 def test_errors(run, tmp_path):

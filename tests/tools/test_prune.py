@@ -9,7 +9,7 @@ from mmengine.config import Config
 
 from conftest import CONFIGS, TOOLS
 from se_mm.models import SELayer
-from se_mm.weights import read_checkpoint
+from se_mm.weights import fetch, read_checkpoint
 from test_deploy import analysis, load, pictures, save  # noqa: F401  pictures is a fixture
 
 CLASSIFIER = CONFIGS / 'quickstart' / 'se_r18_scenes.py'
@@ -115,7 +115,8 @@ model = dict(
 
 
 def test_static_gates(prune, pictures, tmp_path):  # noqa: F811
-    analysis(tmp_path / 'gates', dict(SE_2_1='static', SE_2_2='idle', SE_2_3='works'))
+    model = load(CIFAR, fetch('se_mm://se_r20_cifar10'))
+    analysis(tmp_path / 'gates', dict(SE_2_1='static', SE_2_2='idle', SE_2_3='works'), model)
     options = ('se_mm://se_r20_cifar10', 'net.pth', '--static', 'gates', '--cfg-options', f'data_root={pictures}')
     code, output = prune(CIFAR, *options[:4], '--max-loss', '-200', *options[4:])
     assert code == 1 and 'no SE layer can be folded away within --max-loss -200' in output and 'Traceback' not in output
@@ -127,7 +128,7 @@ def test_static_gates(prune, pictures, tmp_path):  # noqa: F811
     assert [row['se_layers'] for row in (numbers['before'], numbers['after'])] == [9, 7]
     assert [isinstance(unit.se_layer, SELayer) for unit in small.backbone.stage1] == [False, False, True]
     code, output = prune('net.py', 'net.pth', 'again.pth', '--static', 'gates', *options[4:])
-    assert code == 1 and 'is of another network' in output and 'Traceback' not in output
+    assert code == 1 and 'is of other weights' in output and 'Traceback' not in output
 
 
 def test_bad_input(prune, scenes, tmp_path):
