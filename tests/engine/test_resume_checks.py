@@ -82,7 +82,8 @@ def test_the_end_of_a_training_is_resumed(written, cfg, model):
 
 
 def fault(content, cfg, model):
-    with pytest.raises(InputError, match=r'^checkpoint a\.pth cannot be resumed.*load_from=a\.pth resume=False ') as caught:
+    remedy = r'load_from=a\.pth resume=False '
+    with pytest.raises(InputError, match=rf'^checkpoint a\.pth cannot be resumed.*{remedy}') as caught:
         check_resumable('a.pth', content, cfg, model)
     assert '\n' not in str(caught.value) and len(str(caught.value)) < 400
     return str(caught.value)

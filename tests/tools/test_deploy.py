@@ -142,7 +142,8 @@ def analysis(folder, roles, model):
     names = list(roles)
     layers = [dict(name=name, path=f'backbone.stage1.{i}.se_layer') for i, name in enumerate(names)]
     verdicts = {name: dict(role=role, classes=None, reason='') for name, role in roles.items()}
-    (folder / 'excitation.json').write_text(json.dumps([dict(network='net', weights_sha256=weights, layers=layers, verdicts=verdicts)]))
+    numbers = dict(network='net', weights_sha256=weights, layers=layers, verdicts=verdicts)
+    (folder / 'excitation.json').write_text(json.dumps([numbers]))
     rng = np.random.default_rng(0)
     means = {f'{name}/mean': rng.uniform(0.2, 0.8, (3, 16)) for name in names}
     np.savez_compressed(folder / 'net.npz', weights=np.array(weights), **means)
