@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from urllib.error import URLError
 
 import psutil
 import torch
@@ -177,7 +178,7 @@ def _is_main_process() -> bool:
 def guard() -> Iterator[None]:
     """Frame of a tool: an InputError becomes one line on standard error and exit code 1.
 
-    So does a full disk, or a file that must not be read or written. Ctrl-C becomes a line and exit code 130.
+    So does a full disk, a file that must not be read or written, or a data set that cannot be downloaded. Ctrl-C becomes a line and exit code 130.
 
     Checkpoints read meanwhile, by whatever library, are data, see :func:`refuse_code`.
     """
@@ -189,6 +190,10 @@ def guard() -> Iterator[None]:
         if not _is_main_process():
             time.sleep(10)  # a launcher ends all processes with the first: then the main one has said it
         print_error(error)
+        sys.exit(1)
+    except URLError as error:
+        remedy = 'get the file that the line "Downloading ..." names, or set data_root to a folder that has the data'
+        print_error(InputError(f'a download failed, {error.reason}: {remedy}'))
         sys.exit(1)
     except OSError as error:
         if error.errno not in FULL_OR_CLOSED:

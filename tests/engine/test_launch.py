@@ -157,6 +157,7 @@ def test_model_wrapper_without_gpus():
         ("print('x' * 9999, file=open('/dev/full', 'w'), flush=True)", 1, 'cannot be read or written: No space left'),
         ("open('.', 'w')", 1, '. cannot be read or written: Is a directory'),
         ('raise KeyboardInterrupt', 130, 'interrupted'),
+        ("__import__('urllib.request').request.urlopen('http://localhost:1/a')", 1, 'a download failed, [Errno 111]'),
         ('{}[0]', 1, 'KeyError: 0'),
     ],
 )
