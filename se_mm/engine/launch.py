@@ -178,7 +178,8 @@ def _is_main_process() -> bool:
 def guard() -> Iterator[None]:
     """Frame of a tool: an InputError becomes one line on standard error and exit code 1.
 
-    So does a full disk, a file that must not be read or written, or a data set that cannot be downloaded. Ctrl-C becomes a line and exit code 130.
+    So does a full disk, a file that must not be read or written, or a data set that cannot be downloaded. Ctrl-C
+    becomes a line and exit code 130.
 
     Checkpoints read meanwhile, by whatever library, are data, see :func:`refuse_code`.
     """
