@@ -64,7 +64,8 @@ def draw_curves(axis: Axis, curves: dict[str, Curve], numbers: dict[str, int]) -
         curves: by name of the network.
         numbers: of the networks, which give colours and lines.
     """
-    figure = Figure(figsize=(5, 3.4), layout='constrained')
+    many = len(curves) > 4
+    figure = Figure(figsize=(7.5 if many else 5, 4.2 if many else 3.4), layout='constrained')
     plot = figure.subplots()
     for name, (positions, means, deviations) in curves.items():
         colour, line = COLOURS[numbers[name] % len(COLOURS)], LINES[numbers[name] % len(LINES)]
@@ -75,13 +76,16 @@ def draw_curves(axis: Axis, curves: dict[str, Curve], numbers: dict[str, int]) -
             if len(positions) == 1:
                 plot.plot(positions * 2, [low[0], high[0]], color=colour, lw=1.2)
             else:
-                plot.fill_between(positions, low, high, color=colour, alpha=0.18, lw=0)
+                plot.fill_between(positions, low, high, color=colour, alpha=0.08 if many else 0.18, lw=0)
     plot.set(xlabel=axis.unit, ylabel=axis.quantity)
     plot.set_xlim(left=0)
     plot.xaxis.set_major_locator(MaxNLocator(integer=True))
     plot.spines[['top', 'right']].set_visible(False)
     plot.grid(axis='y', color='#dddddd', lw=0.6)
-    plot.legend(frameon=False, fontsize='small')
+    if many:
+        figure.legend(loc='outside right upper', frameon=False, fontsize='small', handlelength=3)
+    else:
+        plot.legend(frameon=False, fontsize='small')
     text = io.StringIO()
     with rc_context({'svg.hashsalt': axis.quantity}):  # equal input, equal file
         figure.savefig(text, format='svg', metadata=dict(Date=None))
