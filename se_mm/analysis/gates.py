@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from se_mm.models.cifar import PreActBlock
-from se_mm.models.gate_source import gate_source
+from se_mm.models.gate_source import gate_source, observe_gates
 from se_mm.models.residual import SEResidual
 from se_mm.models.shake import ShakeBlock
 from se_mm.utils import InputError
@@ -135,34 +135,35 @@ class GateRecorder:
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str] | None = None) -> None:
-        self.layers = gate_layers(model, names)
+        self.model, self.layers = model, gate_layers(model, names)
         self._found: dict[str, list[Tensor]] = {layer.name: [] for layer in self.layers}
-        self._handles = []
+        self._ends: list[Callable[[], object]] = []
 
     def __enter__(self) -> GateRecorder:
         _compile_anew()
-        self._handles = [layer.source.register_forward_hook(self._hook(layer.name)) for layer in self.layers]
+        for layer in self.layers:
+            self._ends.append(observe_gates(self.model.get_submodule(layer.path), self._keeper(layer.name)))
         return self
 
     def __exit__(self, *error: object) -> None:
         _compile_anew()
-        for handle in self._handles:
-            handle.remove()
+        while self._ends:
+            self._ends.pop()()
 
-    def _hook(self, name: str) -> Callable:
+    def _keeper(self, name: str) -> Callable[[Tensor], None]:
         found = self._found[name]
 
-        def keep(module: nn.Module, arguments: tuple, output: Tensor) -> None:
+        def keep(gates: Tensor) -> None:
             # a block with with_cp runs once more in backward
             if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
-                found.append(output.detach())
+                found.append(gates.detach())
 
         return keep
 
     def take(self) -> dict[str, Gates]:
         """The gates since the last call, by layer, for the images in their order. Layers that did not run are left out.
 
-        The tensors have the dtype and the device of the model's.
+        The tensors have the dtype and the device of the model's, or float32 where a kernel computes the gates.
         """
         taken = {}
         for name, outputs in self._found.items():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Callable
+
+from torch import Tensor, nn
 
 from .se_layer import SELayer
 
@@ -27,3 +29,23 @@ def gate_source(module: nn.Module) -> nn.Module | None:
         if name := FOREIGN.get(f'{kind.__module__}.{kind.__qualname__}'):
             return getattr(module, name)
     return None
+
+
+def observe_gates(module: nn.Module, observe: Callable[[Tensor], object]) -> Callable[[], object]:
+    """Call a function with the gates of an SE layer whenever the layer computes them, which stays as it is.
+
+    Args:
+        module: an SE layer.
+        observe: gets gates (N, C), (N, C, 1, 1), or (N, C, H, W) without squeeze; float32 where a kernel computes them.
+
+    Returns:
+        What ends the observation.
+    """
+    if not isinstance(module, SELayer) or type(module).excite is not SELayer.excite:
+        return gate_source(module).register_forward_hook(lambda _, arguments, output: observe(output)).remove
+    module.observers = (*module.observers, observe)
+
+    def end() -> None:
+        module.observers = tuple(other for other in module.observers if other is not observe)
+
+    return end

@@ -7,6 +7,7 @@ Variations of Squeeze and Excitation networks, https://arxiv.org/abs/2304.06502.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 from mmcv.cnn import build_activation_layer
 from mmengine.model import BaseModule
@@ -100,6 +101,7 @@ class SELayer(BaseModule):
     """
 
     maps = False  # whether the gates are computed as maps (N, C, 1, 1)
+    observers: tuple[Callable[[Tensor], object], ...] = ()  # are called with the gates, also with those of kernels
 
     def __init__(
         self,
@@ -160,6 +162,8 @@ class SELayer(BaseModule):
         """The gates s for the squeezed z, both (N, C), or both maps after :meth:`use_maps` and without squeeze."""
         for name in self.layers:
             z = getattr(self, name)(z)
+        for observe in self.observers:
+            observe(z)
         return z
 
     def as_excitation(self, factor: float) -> Excitation | None:
@@ -173,7 +177,7 @@ class SELayer(BaseModule):
         if any(has_hooks(module) for module in (first, last, *first, *last)):
             return None
         w1, w2 = first.conv.weight.flatten(1), last.conv.weight.flatten(1)
-        return Excitation(w1, first.conv.bias, w2, last.conv.bias, factor)
+        return Excitation(w1, first.conv.bias, w2, last.conv.bias, factor, self.observers)
 
     def gates(self, x: Tensor) -> Tensor:
         """The gates s for a map (N, C, H, W): (N, C, 1, 1), or without squeeze (N, C, H, W)."""

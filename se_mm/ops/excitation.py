@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ class Excitation(NamedTuple):
     w2: Tensor  # (C, R)
     b2: Tensor | None  # (C,)
     factor: float = 1.0
+    observers: tuple[Callable[[Tensor], object], ...] = ()  # are called with the gates (N, C), without the factor
 
     @property
     def has_kernels(self) -> bool:
@@ -32,4 +34,13 @@ class Excitation(NamedTuple):
     def __call__(self, z: Tensor) -> Tensor:
         """Gates for z, both (N, C)."""
         gates = torch.sigmoid(F.linear(F.relu(F.linear(z, self.w1, self.b1)), self.w2, self.b2))
+        for observe in self.observers:
+            observe(gates)
         return gates if self.factor == 1 else self.factor * gates
+
+    def show(self, gates: Tensor) -> None:
+        """Call the observers with gates that a kernel has computed, factor included."""
+        if self.observers:
+            own = gates if self.factor == 1 else gates / self.factor
+            for observe in self.observers:
+                observe(own)

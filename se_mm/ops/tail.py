@@ -116,7 +116,9 @@ def se_tail(
     _check_parameters(x, weight, bias, statistics, gate)
     with torch.cuda.device_of(x) if backend == 'triton' else nullcontext():  # kernels run on the current GPU
         if backend == 'triton' and isinstance(gate, Excitation) and gate.has_kernels and statistics.group is None:
-            return ExcitedTail.apply(ops, x, identity, weight, bias, statistics, gate.factor, *gate[:4])
+            out, gates = ExcitedTail.apply(ops, x, identity, weight, bias, statistics, gate.factor, *gate[:4])
+            gate.show(gates)
+            return out
         if not torch.is_grad_enabled():
             z, normalised = normalised_means(ops, x, weight, bias, statistics)
             return ops.scale_add_relu(x, normalised.vectors, _gates(gate, z, x.dtype), identity)
@@ -193,7 +195,8 @@ def normalised_means(
 
 
 class ExcitedTail(Function):
-    """The whole tail, with an :class:`Excitation` of which the kernels compute the gates."""
+    """The whole tail, with an :class:`Excitation` of which the kernels compute the gates. Returns the gates as well,
+    which have no gradients."""
 
     @staticmethod
     def forward(ctx, ops, x, identity, weight, bias, statistics, factor, w1, b1, w2, b2):
@@ -203,10 +206,11 @@ class ExcitedTail(Function):
         ctx.save_for_backward(x, out, vectors, mean, invstd, gates, hidden, w1, w2)
         ctx.ops, ctx.factor, ctx.batch, ctx.total, ctx.bias = ops, factor, statistics.batch, total, b1 is not None
         ctx.dtypes = weight.dtype, w1.dtype
-        return out
+        ctx.mark_non_differentiable(gates)
+        return out, gates
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad, _):
         _refuse_second_derivatives()
         x, out, vectors, mean, invstd, gates, hidden, w1, w2 = ctx.saved_tensors
         g, message, dz, weights = ctx.ops.excitation_gradients(

@@ -149,7 +149,7 @@ def _excitation_arguments(z: Tensor, excitation: Excitation) -> dict:
 
 def gates(z: Tensor, excitation: Excitation) -> tuple[Tensor, Tensor]:
     """Gates (N, C) for z (N, C), and what is between the two layers, (N, R), for :func:`excitation_gradients`."""
-    w1, b1, w2, b2, _ = excitation
+    w1, b1, w2, b2 = excitation[:4]
     found, hidden = torch.empty_like(z), z.new_empty(len(z), len(w1))
     unused = z  # in place of biases
     excitation_kernels._gates_kernel[(len(z),)](
@@ -175,7 +175,7 @@ def excitation_gradients(
         g and message as there; gradient (N, C) of z; gradients of w1, b1, w2, b2.
     """
     g, sums = _masked_sums(grad, out, x, vectors[0])
-    w1, _, w2, _, _ = excitation
+    w1, w2 = excitation.w1, excitation.w2
     message, ds, dz, dhidden = (torch.empty_like(like) for like in (vectors, gates, gates, hidden))
     arguments = _excitation_arguments(gates, excitation)
     excitation_kernels._excitation_gradients_kernel[(len(gates),)](

@@ -46,7 +46,25 @@ def test_recording_changes_no_bit(fused, training):
     for mine, own in zip((*outs, *gradients), (*expected[0], *expected[1])):
         assert torch.equal(mine, own)
     assert [len(gate.mean) for gate in gates.values()] == [4] * 8
-    assert not any(layer.source._forward_hooks for layer in gate_layers(watched))
+    layers = gate_layers(watched)
+    assert not any(layer.source._forward_hooks or watched.get_submodule(layer.path).observers for layer in layers)
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_recording_changes_no_bit_of_kernels(training):
+    """The excitation stays in its kernel, whose gates are those that the layers compute."""
+    one_stage = dict(num_stages=1, strides=(1,), dilations=(1,), out_indices=(0,))
+    plain, watched, separate = (network(fused_se=fused, **one_stage) for fused in ('triton', 'triton', False))
+    expected = run(plain.train(training), images(2, 32))
+    with GateRecorder(watched.train(training)) as recorder:
+        outs, gradients = run(watched, images(2, 32))
+        gates = recorder.take()
+    for mine, own in zip((*outs, *gradients), (*expected[0], *expected[1])):
+        assert torch.equal(mine, own)
+    with GateRecorder(separate.train(training)) as recorder:
+        run(separate, images(2, 32))
+        for name, found in recorder.take().items():
+            torch.testing.assert_close(gates[name].mean, found.mean)
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,21 @@ def test_one_bias_alone():
     torch.testing.assert_close(*outs)
 
 
+@pytest.mark.parametrize('training', [False, True])
+def test_observers_see_the_gates_of_kernels(training):
+    generator, seen = torch.Generator().manual_seed(0), {'plain': [], 'triton': []}
+    tensors = torch.randn(2, 3, 6, 5, 5, generator=generator).to(DEVICE)
+    for backend, found in seen.items():
+        excitation = excitation_of(6, 3, factor=0.5)._replace(observers=(found.append,))
+        for enabled in (False, True):
+            with torch.set_grad_enabled(enabled):
+                se_tail(*tensors, nn.BatchNorm2d(6).train(training).to(DEVICE), excitation, backend)
+    assert [len(found) for found in seen.values()] == [2, 2] and seen['plain'][0].shape == (3, 6)
+    assert not seen['triton'][1].requires_grad
+    for plain, kernel in zip(seen['plain'], seen['triton']):
+        torch.testing.assert_close(kernel, plain)
+
+
 class Doubled(SELayer):
     """Gates twice as large."""
 
