@@ -148,7 +148,8 @@ Written by `python .dev_scripts/kernel_resources.py -o docs/kernels.md`, with Tr
 compiled and not run.
 
 A cell has the registers of a thread, the bytes of shared memory of a block, and the occupancy: the largest share of
-a multiprocessor's warps that can be resident. Tiles are those for a map of 8 images with 256 channels and 56x56
+a multiprocessor's warps that can be resident. If a kernel spilled registers into memory, its cell would name the bytes.
+Tiles are those for a map of 8 images with 256 channels and 56x56
 positions. Kernels of maps do the work; the other kernels take numbers of rows and channels.
 
 {table}
