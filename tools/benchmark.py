@@ -82,6 +82,9 @@ def parse_args():
         action='store_true',
         help='variants, deployed: also with torch.compile; on a CPU with a C++ compiler',
     )
+    parser.add_argument(
+        '--channels-last', action='store_true', help='store maps with their channels last; on a GPU always so'
+    )
     parser.add_argument('--plot', metavar='CSV', help='measure nothing, make tables and pictures of this file')
     return parser.parse_args()
 
@@ -92,9 +95,8 @@ class Benchmark:
     def __init__(self, args, device, write_cost, progress):
         self.args, self.device, self.write_cost, self.progress = args, device, write_cost, progress
         gpu = device.type == 'cuda'
-        self.format = (
-            dict(dtype='bfloat16', layout='channels_last') if gpu else dict(dtype='float32', layout='contiguous')
-        )
+        layout = 'channels_last' if gpu or args.channels_last else 'contiguous'
+        self.format = dict(dtype='bfloat16' if gpu else 'float32', layout=layout)
         self.machine = dict(
             device=torch.cuda.get_device_name() if gpu else processor(),
             threads=torch.get_num_threads(),

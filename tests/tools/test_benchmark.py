@@ -45,6 +45,15 @@ def test_targets_and_variants(run, tmp_path):
     assert all((tmp_path / 'results' / name).read_bytes().startswith(b'\x89PNG') for name in names[1:])
 
 
+def test_maps_with_their_channels_last(run, tmp_path):
+    small = ('--batch-size', 2, '--size', 64, '--depth', 18, '--repeats', 1, '--channels-last')
+    code, output = run(
+        sys.executable, TOOLS / 'benchmark.py', '--parts', 'target', *small, '--out', 'last', CUDA_VISIBLE_DEVICES=''
+    )
+    assert code == 0, output
+    assert {cost.layout for cost in read_costs(tmp_path / 'last.csv')} == {'channels_last'}
+
+
 def test_compiling_without_a_compiler(run, tmp_path):
     command = sys.executable, TOOLS / 'benchmark.py', '--parts', 'variants', '--compile'
     code, output = run(*command, CUDA_VISIBLE_DEVICES='', CXX='no-compiler', fork=False)
