@@ -14,6 +14,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import torch
 from mmengine.device import get_device
 from mmengine.dist import all_gather_object, barrier, get_rank, get_world_size, is_main_process
 from rich.console import Console
@@ -70,6 +71,9 @@ def parse_args():
         help='share of variance, beyond chance, that classes explain of class-specific gates [0.1]',
     )
     parser.add_argument('--seed', type=int, default=0, help='of the drawing of images [0]')
+    parser.add_argument(
+        '--channels-last', action='store_true', help='store maps with their channels last, which is faster'
+    )
     parser.add_argument(
         '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', help='override the config'
     )
@@ -138,6 +142,8 @@ class Network:
         self.layers = gate_layers(self.model, args.layers)
         check_checkpoint(checkpoint, self.model, training=False)
         self.model.to(get_device()).eval()
+        if args.channels_last:
+            self.model.to(memory_format=torch.channels_last)
         self.data = gate_data(
             cfg,
             split=args.split,

@@ -16,6 +16,7 @@ import torch.distributed.run
 from PIL import Image
 
 from conftest import CONFIGS, TOOLS
+from se_mm.analysis.gates import weights_digest
 from se_mm.utils.config import build_model, load_config, use_scope
 from work_dirs import many_scenes
 
@@ -133,6 +134,7 @@ def test_detector_and_groups(run, shapes, tmp_path):
     rows = ''.join(f'{name},first\n' for name in names[:3])
     (tmp_path / 'groups.csv').write_text(f'image,group\n{rows}', encoding='utf-8-sig')  # as spreadsheets write it
     options = ['--groups', 'groups.csv', '--worth-images', 2, '--layers', 'SE_2_1', 'SE_5_2', '--out-dir', 'out']
+    options += ['--channels-last']
     code, output = run(sys.executable, TOOL, *arguments, *options, *data(shapes))
     assert code == 0, output
     arrays = np.load(tmp_path / 'out' / f'{DETECTOR.stem}.npz')
@@ -146,6 +148,9 @@ def test_detector_and_groups(run, shapes, tmp_path):
     assert arrays['SE_2_1/count'][groups.index('2 to 4 objects')] == sum(2 <= number <= 4 for number in numbers)
     assert arrays['SE_2_1/count'][-1] == 3
     (found,) = json.loads((tmp_path / 'out' / 'excitation.json').read_text())
+    model = build_model(load_config(arguments[0]))
+    model.load_state_dict(torch.load(arguments[1], weights_only=True)['state_dict'])
+    assert found['weights_sha256'] == weights_digest(model) == str(arrays['weights'])
     assert found['score'] == 'AP' and [row['name'] for row in found['layers']] == ['SE_2_1', 'SE_5_2']
     assert 'is no better than chance' in (tmp_path / 'out' / 'excitation.html').read_text()
 
