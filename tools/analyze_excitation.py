@@ -220,9 +220,10 @@ def judge(network, analysis, bank, args, interruption):
             f'{network.name} is no better than chance: its verdicts say nothing. Is the checkpoint trained?'
         )
     if network.score.worth(study.own, study.own).high > args.tolerance:
+        more = 'more --worth-images' if len(network.few.places) < len(network.data.places) else 'more images'
         analysis.remarks.append(
-            f'{analysis.images} images are too few to find gates of {network.name} idle or static: give more '
-            '--worth-images, or a higher --tolerance.'
+            f'{analysis.images} images are too few to find gates of {network.name} idle or static: give {more}, or a '
+            'higher --tolerance.'
         )
 
 

@@ -79,7 +79,7 @@ def backbone_of(weights, source):
 def main():
     args, console = parse_args(), Console(width=None)
     if args.list:
-        return list_released(Console(width=200))
+        return list_released(Console(width=None if Console().is_terminal else 250))
     source = fetch(args.src)
     if Path(args.dst).resolve() == source.resolve():
         raise InputError(f'{args.dst} is the file to convert: give another name')

@@ -18,7 +18,7 @@ import se_mm  # noqa: F401  registers the backbones
 from se_mm.engine import check_config, guard, init_distributed, once_per_machine
 from se_mm.engine.arguments import add_arguments, apply_arguments, parse_arguments
 from se_mm.engine.drawing import DrawInChild
-from se_mm.engine.results import coco_metrics, save_predictions, write_metrics
+from se_mm.engine.results import coco_metrics, kinds_to_save, save_predictions, write_metrics
 from se_mm.engine.tta import KINDS, merged_views, tested_dataset
 from se_mm.engine.work_dirs import lock_work_dir
 from se_mm.utils import InputError, errors_name
@@ -103,7 +103,7 @@ def main():
     cfg.load_from = args.checkpoint = str(fetch(args.checkpoint))
     views = f'_{args.tta}' if args.tta else ''  # numbers of several views stand in files of their own
     prefix = str(Path(cfg.work_dir, f'predictions{views}'))
-    kinds = save_predictions(cfg, prefix)
+    kinds = kinds_to_save(cfg)
     if args.classwise and not kinds:
         raise InputError(f'--classwise: {args.config} has no COCO evaluator')
     init_distributed(cfg, args.launcher)
@@ -123,6 +123,7 @@ def main():
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     for hook in hooks:
         runner.register_hook(hook)
+    save_predictions(runner, kinds, prefix)
     if args.out:
         if cfg.default_scope == 'mmdet':
             from mmdet.evaluation import DumpDetResults as Dump

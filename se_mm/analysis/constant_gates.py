@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from se_mm.utils import InputError
@@ -27,8 +29,8 @@ def constant_gates(folder: str | Path, model: nn.Module) -> dict[str, Tensor]:
         Gates (C,), float64, by path of the SE layer in the model; those come first whose replacement costs least.
 
     Raises:
-        InputError: the folder holds no analysis, an analysis of several networks, one without verdicts, or one of other
-            weights.
+        InputError: the folder holds no analysis, an analysis of several networks, one without verdicts, one of other
+            weights, or one in which no layer is static or idle.
     """
     path = Path(folder, 'excitation.json')
     try:
@@ -47,8 +49,8 @@ def constant_gates(folder: str | Path, model: nn.Module) -> dict[str, Tensor]:
     except (OSError, ValueError) as error:
         raise InputError(f'{arrays} cannot be read ({error}): it stands beside {path.name}') from error
     weights = weights_digest(model)
-    for file, found in ((path, network.get('weights_sha256')), (arrays, statistics.get('weights'))):
-        if found is None or str(found) != weights:
+    for file, own in ((path, network.get('weights_sha256')), (arrays, statistics.get('weights'))):
+        if own is None or str(own) != weights:
             raise InputError(
                 f'{file} is of other weights: run tools/analyze_excitation.py on the checkpoint that is given here'
             )
@@ -58,6 +60,13 @@ def constant_gates(folder: str | Path, model: nn.Module) -> dict[str, Tensor]:
         layer['name']: {gates: layer.get(f'{gates}_loss', 0.0) for gates in (ONE, MEAN)} for layer in network['layers']
     }
     found = {name: ONE if role == 'idle' else MEAN for name, role in roles.items() if role in ('idle', 'static')}
+    if not found:
+        raise InputError(
+            f'{path} calls no SE layer static or idle: none can be folded away. More images (--worth-images) may '
+            'decide what is undecided'
+        )
+    for remark in network.get('remarks', ()):
+        print_log(f'{path}: {remark}', 'current', logging.WARNING)
     return {
         paths[name]: means[name] if gates == MEAN else torch.ones_like(means[name])
         for name, gates in sorted(found.items(), key=lambda item: losses[item[0]][item[1]])

@@ -11,35 +11,43 @@ from mmengine.config import Config
 from mmengine.fileio import get_local_path
 from mmengine.runner import Runner
 
+from se_mm.evaluation import AnswerFile
 from se_mm.utils import installed_versions, sha256, write_json
 from se_mm.utils.config import type_name
 
 
-def save_predictions(cfg: Config, prefix: str) -> list[str]:
-    """Have COCO evaluators write ``<prefix>.bbox.json`` (``.segm.json``) instead of evaluating.
+def kinds_to_save(cfg: Config) -> list[str]:
+    """The kinds of predictions ('bbox', 'segm') whose files :func:`coco_metrics` evaluates.
 
-    The file is evaluated afterwards by :func:`coco_metrics`, so that the numbers belong to the
-    predictions that were saved. Evaluators of other kinds, or with settings that pycocotools'
-    summary does not have, stay as they are. A classifier's evaluators get one more, which writes the
-    answers to ``<prefix>.label.json``.
-
-    Returns:
-        The kinds of predictions ('bbox', 'segm') that are to be evaluated.
+    Evaluators of other kinds, or with settings that pycocotools' summary does not have, evaluate on their own.
     """
-    evaluator = cfg.get('test_evaluator')
-    if evaluator and cfg.get('default_scope') == 'mmpretrain' and 'metrics' not in evaluator:
-        metrics = evaluator if isinstance(evaluator, list | tuple) else [evaluator]
-        cfg.test_evaluator = [*metrics, dict(type='se_mm.AnswerFile', path=f'{prefix}.label.json')]
     evaluator = coco_evaluator(cfg)
     if evaluator is None:
         return []
     kinds = evaluator.get('metric', 'bbox')
     kinds = [kinds] if isinstance(kinds, str) else list(kinds)
     changed = evaluator.get('format_only') or evaluator.get('iou_thrs') or not evaluator.get('ann_file')
-    if changed or not set(kinds) <= {'bbox', 'segm'}:
-        return []
-    evaluator.update(format_only=True, outfile_prefix=prefix)
-    return kinds
+    return kinds if not changed and set(kinds) <= {'bbox', 'segm'} else []
+
+
+def save_predictions(runner: Runner, kinds: list[str], prefix: str) -> None:
+    """Have evaluators write what a model says: ``<prefix>.bbox.json``, or a classifier's ``<prefix>.label.json``.
+
+    The config, which MMEngine has written into the work dir, stays as it is: configs that inherit from that file must
+    not write here.
+
+    Args:
+        runner: of the test.
+        kinds: of :func:`kinds_to_save`. The COCO evaluator writes and does not evaluate, so that the numbers of
+            :func:`coco_metrics` belong to the predictions that were saved.
+        prefix: of the files.
+    """
+    metrics = runner.test_evaluator.metrics
+    if runner.cfg.get('default_scope') == 'mmpretrain':
+        metrics.append(AnswerFile(f'{prefix}.label.json'))
+    for metric in metrics if kinds else ():
+        if type(metric).__name__ == 'CocoMetric':
+            metric.format_only, metric.outfile_prefix = True, prefix
 
 
 def coco_evaluator(cfg: Config) -> dict | None:

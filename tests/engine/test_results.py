@@ -1,6 +1,6 @@
 from mmengine.config import Config
 
-from se_mm.engine.results import coco_evaluator, save_predictions
+from se_mm.engine.results import coco_evaluator, kinds_to_save
 
 COCO = dict(type='CocoMetric', ann_file='a.json', metric=['bbox', 'segm'])
 
@@ -9,9 +9,8 @@ def test_coco_evaluators_in_lists():
     """Alone in a list, or beside evaluators of other kinds."""
     for evaluator in (COCO, [COCO], [dict(type='VOCMetric'), COCO]):
         cfg = Config(dict(test_evaluator=evaluator, default_scope='mmdet'))
-        assert save_predictions(cfg, 'work/predictions') == ['bbox', 'segm']
-        found = coco_evaluator(cfg)
-        assert found.format_only and found.outfile_prefix == 'work/predictions' and found.ann_file == 'a.json'
+        assert kinds_to_save(cfg) == ['bbox', 'segm'] and coco_evaluator(cfg).ann_file == 'a.json'
+        assert not coco_evaluator(cfg).get('format_only')
     for evaluator in (None, [], [COCO, COCO], dict(type='VOCMetric')):
         cfg = Config(dict(test_evaluator=evaluator, default_scope='mmdet'))
-        assert coco_evaluator(cfg) is None and save_predictions(cfg, 'work/predictions') == []
+        assert coco_evaluator(cfg) is None and kinds_to_save(cfg) == []

@@ -193,6 +193,9 @@ def test_bad_input(deploy, tmp_path):
     (tmp_path / 'gates' / 'excitation.json').write_text(old.replace(weights_digest(model), 'an earlier analysis'))
     with pytest.raises(InputError, match='excitation.json is of other weights'):
         constant_gates(tmp_path / 'gates', model)
+    (tmp_path / 'gates' / 'excitation.json').write_text(old.replace('static', 'works'))
+    with pytest.raises(InputError, match='excitation.json calls no SE layer static or idle'):
+        constant_gates(tmp_path / 'gates', model)
     (tmp_path / 'gates' / 'excitation.json').write_text(old)
     np.savez_compressed(tmp_path / 'gates' / 'net.npz', **{'SE_2_1/mean': np.ones((3, 16))})
     with pytest.raises(InputError, match='net.npz is of other weights'):

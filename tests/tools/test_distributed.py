@@ -82,6 +82,14 @@ def test_detector_trains_resumes_is_evaluated_and_compared(run, shapes, free_por
     assert {'image_id', 'bbox', 'score', 'category_id'} <= set(predictions[0])
     assert (tmp_path / 'all.pkl').is_file()
 
+    (work / 'predictions.bbox.json').unlink()  # the config that the evaluation has left behind writes elsewhere
+    left, again = work / DETECTOR.name, tmp_path / 'again'
+    code, output = run(sys.executable, TOOLS / 'test.py', left, checkpoint, '--work-dir', again)
+    assert code == 0 and not (work / 'predictions.bbox.json').exists(), output
+    found = json.loads((again / 'metrics.json').read_text())['metrics']
+    assert found['bbox_AP'] == pytest.approx(metrics['metrics']['bbox_AP'], abs=1e-3)
+    assert len(json.loads((again / 'predictions.bbox.json').read_text())) == len(predictions)
+
     table = tmp_path / 'a.md'
     compare = [sys.executable, TOOLS / 'compare.py', PLAIN, DETECTOR, '--work-dirs', tmp_path / 'none', work]
     code, output = run(*compare, '--markdown', table, '--json', tmp_path / 'a.json')
@@ -123,6 +131,13 @@ def test_classifier_trains_and_is_evaluated(run, scenes, free_port, tmp_path):
     code, output = run(*test, *options)
     assert code == 0, output
     assert 0 <= json.loads((tmp_path / 'tta' / 'metrics_tta.json').read_text())['metrics']['scene_error/top1'] <= 100
+    assert (tmp_path / 'tta' / 'predictions_tta.label.json').is_file()
+
+    (work / 'predictions.label.json').unlink()  # the config that the evaluation has left behind writes elsewhere
+    left, again = work / CLASSIFIER.name, tmp_path / 'again'
+    code, output = run(sys.executable, TOOLS / 'test.py', left, work / 'epoch_1.pth', '--work-dir', again)
+    assert code == 0 and not (work / 'predictions.label.json').exists(), output
+    assert len(json.loads((again / 'predictions.label.json').read_text())) == 16
     test[-2:] = [tmp_path / 'drawn', '--show-dir', 'drawn']
     code, output = run(*test, *options)
     assert code == 0, output
