@@ -146,11 +146,12 @@ def test_gates_in_python(tmp_path, monkeypatch):
 def test_table_of_variants(heading, study, network):
     page = (ROOT / 'docs' / 'excitation.md').read_text()
     section = page.partition(f'### {heading}\n')[2].partition('\n### ')[0]
-    rows = re.findall(r'^\| (se\S*) \| (.*) \|$', section, re.MULTILINE)
+    rows = re.findall(r'^\| (se\S*) \| (\d) \| (.*) \|$', section, re.MULTILINE)
     folder = ROOT / 'docs' / 'excitation' / study
-    assert {f'{name}_{network}_cifar10_seed0.json' for name, _ in rows} == {path.name for path in folder.iterdir()}
-    for name, cells in rows:
-        (found,) = json.loads((folder / f'{name}_{network}_cifar10_seed0.json').read_text())
+    files = {f'{name}_{network}_cifar10_seed{seed}.json': cells for name, seed, cells in rows}
+    assert set(files) == {path.name for path in folder.iterdir()}
+    for name, cells in files.items():
+        (found,) = json.loads((folder / name).read_text())
         roles = {layer['name']: layer['role'] for layer in found['layers']}
         (mean,) = (
             each
