@@ -1,13 +1,14 @@
-"""What torch.compile makes of the units of deployed networks on a GPU: kernels and what they compute, without a GPU.
+"""What torch.compile makes of units in inference on a GPU: kernels and what they compute, without a GPU.
 
     python .dev_scripts/inductor_kernels.py
 
-Units of ResNet-50 and SE-ResNet-50, stage 5, 128 images, bfloat16, channels_last, for sm_90. Inductor generates code
-from tensors without content; nothing is compiled further or run. With max_autotune it would time its templates for
-matrix products on the GPU; here it takes the first one. The script stands in for the GPU inside of Inductor, which
-is made for this version of torch: tested with 2.14.1.
+Units of ResNet-50 and SE-ResNet-50, as trained and deployed, stage 5, 128 images, bfloat16, channels_last, for sm_90.
+Inductor generates code from tensors without content; nothing is compiled further or run. With max_autotune it would
+time its templates for matrix products on the GPU; here it takes the first one. The script stands in for the GPU inside
+of Inductor, which is made for this version of torch: tested with 2.14.1.
 """
 
+import itertools
 import re
 from types import SimpleNamespace
 from unittest import mock
@@ -106,16 +107,18 @@ def kernels(code):
 
 def main():
     stand_in_for_gpu()
-    table = Table('unit', 'max_autotune', 'kernels', show_lines=True)
-    for with_se in (False, True):
+    table = Table('unit', 'deployed', 'max_autotune', 'kernels', show_lines=True)
+    for with_se, deployed in itertools.product((False, True), repeat=2):
         network = SEResNet(50, with_se=with_se).eval()
-        network.switch_to_deploy()
+        if deployed:
+            network.switch_to_deploy()
         unit, x = network.layer4[1], torch.empty(128, 2048, 7, 7, device='meta')
         for autotune in (False, True):
             options = dict(max_autotune=autotune, max_autotune_gemm_backends='TRITON', fx_graph_cache=False)
             with config.patch(**options, benchmark_epilogue_fusion=False, force_disable_caches=True):
                 lines = kernels(generated(unit, x))
-            table.add_row('SE-ResNet-50' if with_se else 'ResNet-50', str(autotune), '\n'.join(lines))
+            name = 'SE-ResNet-50' if with_se else 'ResNet-50'
+            table.add_row(name, str(deployed), str(autotune), '\n'.join(lines))
     Console(width=140).print(table)
 
 

@@ -107,6 +107,15 @@ def why_not_linear(conv: nn.Module) -> str | None:
     return f'{type(conv).__name__} has hooks' if has_hooks(conv) else None
 
 
+def why_not_pointwise(conv: nn.Module) -> str | None:
+    """Why a unit's last convolution is not the same linear map at every position; None if it is."""
+    if why := why_not_linear(conv):
+        return why
+    if conv.kernel_size != (1, 1) or conv.padding != (0, 0) or conv.stride != (1, 1):
+        return f'the last convolution is {conv.kernel_size[0]}x{conv.kernel_size[1]}, and not 1x1'
+    return None
+
+
 def _fold_norm(module: nn.Module, conv_name: str, norm_name: str, path: str) -> Deployed:
     conv, norm = getattr(module, conv_name), getattr(module, norm_name)
     why = why_not_linear(conv)
@@ -138,11 +147,7 @@ def why_not_before(unit: nn.Module, se_layer: SELayer) -> str | None:
         return f'{type(se_layer).__name__} stands in place of SELayer'
     if type(squeeze) is not nn.AdaptiveAvgPool2d:
         return f'SE squeezes by {type(squeeze).__name__}, and not by the mean'
-    if why := why_not_linear(conv):
-        return why
-    if conv.kernel_size != (1, 1) or conv.padding != (0, 0) or conv.stride != (1, 1):
-        return f'the last convolution is {conv.kernel_size[0]}x{conv.kernel_size[1]}, and not 1x1'
-    return None
+    return why_not_pointwise(conv)
 
 
 def _move_squeeze(unit: nn.Module, se_layer: SELayer, path: str) -> Deployed:

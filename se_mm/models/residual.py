@@ -10,8 +10,9 @@ from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from se_mm.ops import scale_add, se_tail, why_not_fused
+from se_mm.ops import is_affine, scale_add, se_tail, why_not_fused
 
+from .deploy import why_not_pointwise
 from .se_layer import SELayer
 
 FUSED_SE = (True, False, 'torch', 'triton')
@@ -89,7 +90,7 @@ class SEResidual(BaseModule):
         """The last convolution, of the input x (N, width, H, W), and the tail; identity and the result are
         (N, C, H, W)."""
         if not self.squeezes_before:
-            return self.tail(self.last_conv(x), identity)
+            return self.tail(self.last_conv(x), identity, x)
         if self.se_layer.maps:
             return self.relu(self.last_conv(x) * self.branch_gates(self.se_layer.squeeze(x)) + identity)
         gates = self.branch_gates(x.mean((2, 3)))
@@ -100,16 +101,43 @@ class SEResidual(BaseModule):
         """What stands between the last convolution and SE, for :meth:`Backbone.switch_to_deploy`; None if nothing."""
         return None if type(self.last_norm) is nn.Identity else f'{type(self.last_norm).__name__} stands before SE'
 
-    def tail(self, x: Tensor, identity: Tensor) -> Tensor:
-        """What follows the last convolution's output x; identity and the result are (N, C, H, W) as x."""
+    def means_from_input(self, x: Tensor) -> Tensor | None:
+        """The means (N, C) over H and W of the last convolution's output, from its input x (N, width, H, W).
+
+        None if the norm behind needs more than means, the convolution is no linear map of positions, or its output has
+        fewer numbers to read than its input and its weights. :mod:`se_mm.models.deploy` has the derivation.
+        """
+        conv = self.last_conv
+        if not is_affine(self.last_norm) or why_not_pointwise(conv) or conv.groups > 1:
+            return None
+        weight = conv.weight.flatten(1)  # (C, width)
+        num_images, _, height, width = x.shape
+        if x.numel() + weight.numel() > num_images * len(weight) * height * width:
+            return None
+        return nn.functional.linear(x.mean((2, 3)), weight, conv.bias)
+
+    def tail(self, x: Tensor, identity: Tensor, source: Tensor | None = None) -> Tensor:
+        """What follows the last convolution.
+
+        Args:
+            x: its output, (N, C, H, W).
+            identity: the shortcut, as x.
+            source: its input, from which a fused tail without gradients may know the means of x; None to read x.
+
+        Returns:
+            As x.
+        """
         if isinstance(x, Tensor) and self.why_not_fused() is None:  # symbolic traces show the modules
             insists = self.fused_se is not True and x.numel() > 0  # an image may have no regions
             backend = self.fused_se if insists else None
-            gate = None
-            own = type(self).branch_gates is SEResidual.branch_gates and type(self.drop_path) is nn.Identity
-            if own and (x.is_cuda or backend == 'triton'):
-                gate = self.se_layer.as_excitation(self.factor)
-            return se_tail(x, identity, self.last_norm, gate or self.branch_gates, backend, fusible=True)
+            gate = means = None
+            if x.is_cuda or backend == 'triton':
+                if type(self).branch_gates is SEResidual.branch_gates and type(self.drop_path) is nn.Identity:
+                    gate = self.se_layer.as_excitation(self.factor)
+                if source is not None and not torch.is_grad_enabled():
+                    means = self.means_from_input(source)
+            gate = gate or self.branch_gates
+            return se_tail(x, identity, self.last_norm, gate, backend, fusible=True, means=means)
         return self.plain_tail(x, identity)
 
     def plain_tail(self, x: Tensor, identity: Tensor) -> Tensor:

@@ -4,7 +4,7 @@
 >>> out = se_tail(conv3(x), shortcut, bn3, lambda z: fc2(fc1(z).relu()).sigmoid())
 """
 
-from .choice import BACKENDS, Choice, choose, has_hooks, is_batch_norm, why_not_fused
+from .choice import BACKENDS, Choice, choose, has_hooks, is_affine, is_batch_norm, why_not_fused
 from .excitation import Excitation
 from .tail import plain_se_tail, scale_add, se_tail
 
@@ -14,6 +14,7 @@ __all__ = [
     'choose',
     'Excitation',
     'has_hooks',
+    'is_affine',
     'is_batch_norm',
     'plain_se_tail',
     'scale_add',

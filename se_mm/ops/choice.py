@@ -41,6 +41,11 @@ def is_batch_norm(norm: nn.Module) -> bool:
     return isinstance(norm, nn.modules.batchnorm._BatchNorm) and type(norm).forward in BATCH_NORMS
 
 
+def is_affine(norm: nn.Module) -> bool:
+    """Whether a norm computes slope * x + shift with constants of the channels: Identity, batch norm in evaluation."""
+    return type(norm) is nn.Identity or (is_batch_norm(norm) and not norm.training and norm.running_mean is not None)
+
+
 def why_not_fused(norm: nn.Module, **skipped: nn.Module) -> str | None:
     """Why a tail with this norm can never be fused; None if it can.
 

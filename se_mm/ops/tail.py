@@ -27,22 +27,31 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from . import passes
-from .choice import BACKENDS, choose_fusible, process_group, why_not_fused, why_not_insisted
+from .choice import BACKENDS, choose_fusible, is_affine, process_group, why_not_fused, why_not_insisted
 from .excitation import Excitation
-from .passes import Normalised, Statistics
+from .passes import Normalised, Statistics, to_map
 
 Gate = Callable[[Tensor], Tensor]
 
 
-def plain_se_tail(x: Tensor, identity: Tensor, norm: nn.Module, gate: Gate, *, in_place: bool = False) -> Tensor:
+def plain_se_tail(
+    x: Tensor,
+    identity: Tensor,
+    norm: nn.Module,
+    gate: Gate,
+    *,
+    in_place: bool = False,
+    means: Tensor | None = None,
+) -> Tensor:
     """:func:`se_tail` by its definition, for any norm and dtype: what the fused backends are compared with.
 
     Args:
-        x, identity, norm, gate: of :func:`se_tail`.
+        x, identity, norm, gate, means: of :func:`se_tail`.
         in_place: whether norm(x) may be overwritten: there are no gradients, and no hook holds it.
     """
     y = norm(x)
-    gates = gate(y.mean((2, 3))).to(y.dtype)
+    z = y.mean((2, 3)) if means is None else norm(to_map(means)).flatten(1)
+    gates = gate(z).to(y.dtype)
     return scale_add(y, gates, identity, in_place=in_place and y is not x).relu_()
 
 
@@ -69,6 +78,7 @@ def se_tail(
     backend: str | None = None,
     *,
     fusible: bool = False,
+    means: Tensor | None = None,
 ) -> Tensor:
     """relu(y * gate(z) + identity), where y = norm(x) and z is the mean of y over H and W.
 
@@ -82,6 +92,8 @@ def se_tail(
             another dtype than that of x, in which it gets z.
         backend: one of ``BACKENDS``, None for :func:`choose`.
         fusible: True if the caller knows that :func:`why_not_fused` has no reason; it is not asked again.
+        means: (N, C), the means of x over H and W, if the caller knows them, the norm has constant statistics, and
+            nothing needs gradients: x is then read once less. None to compute them.
 
     Returns:
         (N, C, H, W), of the dtype of x; 'plain' promotes it with that of identity if they differ.
@@ -92,11 +104,13 @@ def se_tail(
 
     Raises:
         ValueError: unknown backend, or one that has no such norm, maps or device; parameters for other maps or on
-            another device; batch statistics of a single element.
+            another device; batch statistics of a single element; means where they have to be computed.
         RuntimeError: in backward, for second derivatives, which only 'plain' has.
     """
     if backend not in (None, *BACKENDS):
         raise ValueError(f'backend={backend!r}: choose one of {BACKENDS}')
+    if means is not None and (torch.is_grad_enabled() or not is_affine(norm)):
+        raise ValueError('means: they are for norms with constant statistics, without gradients; leave them out')
     why = None if fusible else why_not_fused(norm)
     if why and backend not in (None, 'plain'):
         raise ValueError(f"backend={backend!r}: {why}; choose 'plain'")
@@ -108,7 +122,7 @@ def se_tail(
             raise ValueError(f"backend={backend!r}: {why}; choose 'plain', or None for what is possible")
     if backend == 'plain':
         in_place = why is None and not (torch.is_grad_enabled() or torch.jit.is_tracing())
-        return plain_se_tail(x, identity, norm, gate, in_place=in_place)
+        return plain_se_tail(x, identity, norm, gate, in_place=in_place, means=means)
 
     if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
         x = x.contiguous()
@@ -116,11 +130,11 @@ def se_tail(
     _check_parameters(x, weight, bias, statistics, gate)
     with torch.cuda.device_of(x) if backend == 'triton' else nullcontext():  # kernels run on the current GPU
         if backend == 'triton' and isinstance(gate, Excitation) and gate.has_kernels and statistics.group is None:
-            out, gates = ExcitedTail.apply(ops, x, identity, weight, bias, statistics, gate.factor, *gate[:4])
+            out, gates = ExcitedTail.apply(ops, x, identity, weight, bias, statistics, means, gate.factor, *gate[:4])
             gate.show(gates)
             return out
         if not torch.is_grad_enabled():
-            z, normalised = normalised_means(ops, x, weight, bias, statistics)
+            z, normalised = normalised_means(ops, x, weight, bias, statistics, means)
             return ops.scale_add_relu(x, normalised.vectors, _gates(gate, z, x.dtype), identity)
         x, vectors, z = NormalisedMeans.apply(ops, x, weight, bias, statistics)
         return ScaleAddReLU.apply(ops, x, vectors, _gates(gate, z, x.dtype), identity)
@@ -188,10 +202,11 @@ def _refuse_second_derivatives() -> None:
 
 
 def normalised_means(
-    ops: ModuleType, x: Tensor, weight: Tensor, bias: Tensor, statistics: Statistics
+    ops: ModuleType, x: Tensor, weight: Tensor, bias: Tensor, statistics: Statistics, means: Tensor | None = None
 ) -> tuple[Tensor, Normalised]:
-    """All that comes before the gates, see :func:`passes.normalise`."""
-    return ops.normalise(ops.row_moments(x, variance=statistics.batch), weight, bias, statistics)
+    """All that comes before the gates, see :func:`passes.normalise`; ``means`` of :func:`se_tail`."""
+    moments = ops.row_moments(x, variance=statistics.batch) if means is None else ops.known_moments(x, means)
+    return ops.normalise(moments, weight, bias, statistics)
 
 
 class ExcitedTail(Function):
@@ -199,8 +214,8 @@ class ExcitedTail(Function):
     which have no gradients."""
 
     @staticmethod
-    def forward(ctx, ops, x, identity, weight, bias, statistics, factor, w1, b1, w2, b2):
-        z, (vectors, mean, invstd, total) = normalised_means(ops, x, weight, bias, statistics)
+    def forward(ctx, ops, x, identity, weight, bias, statistics, means, factor, w1, b1, w2, b2):
+        z, (vectors, mean, invstd, total) = normalised_means(ops, x, weight, bias, statistics, means)
         gates, hidden = ops.gates(z, Excitation(w1, b1, w2, b2, factor))
         out = ops.scale_add_relu(x, vectors, gates, identity)
         ctx.save_for_backward(x, out, vectors, mean, invstd, gates, hidden, w1, w2)
@@ -222,7 +237,7 @@ class ExcitedTail(Function):
         dweight, dbias = (tensor.to(ctx.dtypes[0]) for tensor in norm)
         dw1, db1, dw2, db2 = (tensor.to(ctx.dtypes[1]) for tensor in weights)
         biases = (db1, db2) if ctx.bias else (None, None)
-        return None, dx, g, dweight, dbias, None, None, dw1, biases[0], dw2, biases[1]
+        return None, dx, g, dweight, dbias, None, None, None, dw1, biases[0], dw2, biases[1]
 
 
 class NormalisedMeans(Function):

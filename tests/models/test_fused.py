@@ -1,6 +1,7 @@
 """Networks with the fused SE tail against the same networks without it."""
 
 import copy
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,10 @@ from torch.nn import functional as F
 
 from se_mm.analysis import stored_bytes
 from se_mm.models import SEInceptionResNetV2, SEResNet, SEResNeXt, SEShuffleNet
-from se_mm.ops import choice
+from se_mm.models.residual import SEResidual
+from se_mm.ops import choice, triton_passes
 from se_mm.utils.config import build_model, load_config
+from zoo import build, image
 
 
 def twins(cls=SEResNet, *args, **kwargs):
@@ -204,6 +207,64 @@ def test_folding_of_batch_norm():
         with torch.set_grad_enabled(grad):
             for a, b in zip(folded(x), expected):
                 torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+# Units whose kernels do not read the output of the last convolution for its means: in SEInceptionResNetV2 those with
+# large maps. The last convolutions of SEResNet are 3x3, those of SEShuffleNet have groups.
+KNOWN = {
+    'SEResNet': 0, 'SEResNet-bottleneck': 7, 'SEResNeXt': 7, 'SENet': 11, 'SEInceptionResNetV2': 1, 'SEShuffleNet': 0
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name, fold', [*((name, False) for name in KNOWN), ('SEResNet-bottleneck', True)])
+def test_kernels_take_the_means_from_the_input_of_the_last_convolution(name, fold, monkeypatch):
+    """In evaluation, where that is less to read."""
+    model = build(name, fused_se='triton').double().eval()
+    plain = build(name, fused_se=False).double().eval()
+    generator = torch.Generator().manual_seed(2)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
+                tensor.data.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+    plain.load_state_dict(model.state_dict())
+    if fold:
+        model = fuse_conv_bn(model)
+    calls = Counter()
+    for function in ('row_moments', 'known_moments'):
+        monkeypatch.setattr(triton_passes, function, counted(calls, getattr(triton_passes, function)))
+    x = image(2, 96, 96, dtype=torch.float64)
+    with torch.no_grad():
+        outs, expected = model(x), plain(x)
+    for out, exact in zip(outs, expected, strict=True):
+        assert (out - exact).abs().max() < 1e-10 * exact.abs().max()
+    assert calls['known_moments'] == KNOWN[name], calls
+    calls.clear()
+    model(image(1, 96, 96, dtype=torch.float64))  # with gradients
+    assert calls['known_moments'] == 0 < calls['row_moments']
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_rounding_with_means_from_the_input(dtype, monkeypatch):
+    """In mixed precision for bfloat16. An error is the root of the mean square."""
+    model, x = build('SEResNet-bottleneck', fused_se='triton').eval(), image(2, 96, 96)
+
+    def rounding():
+        with torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
+            return (model(x)[-1] - exact).square().mean().sqrt()
+
+    with torch.no_grad():
+        (*_, exact) = copy.deepcopy(model).double()(x.double())
+        from_input = rounding()
+        monkeypatch.setattr(SEResidual, 'means_from_input', lambda *_: None)
+        assert 0 < from_input < 1.5 * rounding()
+
+
+def counted(calls, function):
+    def call(*args, **kwargs):
+        calls.update([function.__name__])
+        return function(*args, **kwargs)
+
+    return call
 
 
 @pytest.mark.parametrize('norm_eval', [False, True])

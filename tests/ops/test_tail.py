@@ -11,7 +11,7 @@ import torch
 from tails import DEVICE, FUSED, maps, results, tail_for
 from torch import nn
 
-from se_mm.ops import plain_se_tail
+from se_mm.ops import plain_se_tail, se_tail
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -150,6 +150,25 @@ def test_folded_batch_norm_is_identity(backend):
     with torch.no_grad():
         torch.testing.assert_close(tail(*tensors[:2]), exact['out'])
     assert torch.equal(tensors[0], before)
+
+
+@pytest.mark.parametrize('backend', ['plain', *FUSED])
+@pytest.mark.parametrize('folded', [False, True])
+def test_means_that_the_caller_knows(folded, backend):
+    """They decide on the gates, and on nothing else."""
+    tail = tail_for(LARGE, 'eval').double()
+    if folded:
+        tail.norm = nn.Identity()
+    x, identity, _ = maps(LARGE)
+    with torch.no_grad():
+        for means in (x.mean((2, 3)), x.mean((2, 3)) + 1):
+            gates = tail.gate(tail.norm(means[:, :, None, None]).flatten(1))
+            expected = (tail.norm(x) * gates[:, :, None, None] + identity).relu()
+            torch.testing.assert_close(se_tail(x, identity, tail.norm, tail.gate, backend, means=means), expected)
+    with pytest.raises(ValueError, match='means: .* leave them out'):
+        se_tail(x, identity, tail.norm, tail.gate, backend, means=means)
+    with torch.no_grad(), pytest.raises(ValueError, match='means: .* leave them out'):
+        se_tail(x, identity, nn.BatchNorm2d(2).double().to(x.device), tail.gate, backend, means=means)
 
 
 @pytest.mark.parametrize('backend', FUSED)
