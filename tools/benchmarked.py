@@ -4,6 +4,7 @@ from contextlib import nullcontext
 from functools import partial
 
 import torch
+import torch._inductor.config
 from torch import nn
 
 from se_mm.analysis import Measurement
@@ -67,8 +68,10 @@ def network_measurement(model, images, setting):
     """The training step or inference of a backbone; the loss is the mean square of its map."""
     model.train(setting.mode == 'train')
     run = model
-    if setting.compiled:  # weights of a network that is not trained may become constants
-        run = torch.compile(model, options=None if model.training else dict(freezing=True))
+    if setting.compiled:
+        # Weights of a network that is not trained become constants. Dynamo does not see options of torch.compile.
+        torch._inductor.config.freezing = True
+        run = torch.compile(model)
 
     def forward():
         with torch.autocast('cuda', torch.bfloat16) if setting.dtype == 'bfloat16' else nullcontext():

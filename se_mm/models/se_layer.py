@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
+import torch
 from mmcv.cnn import build_activation_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from se_mm.ops import Excitation, has_hooks
+from se_mm.ops import Excitation, has_hooks, is_exporting
 from se_mm.registry import MODELS
 
 from .checks import check_act_cfg, check_whole
@@ -50,7 +51,21 @@ class VectorConv2d(nn.Conv2d):
     def forward(self, z: Tensor) -> Tensor:
         if self.maps:
             return super().forward(z)
-        return F.linear(z, self.weight.flatten(1), self.bias)
+        weight = self.weight.flatten(1)
+        if is_vector_in_generated_code(z):
+            product = (z * weight).sum(1)[None]
+            return product if self.bias is None else product + self.bias
+        return F.linear(z, weight, self.bias)
+
+
+def is_vector_in_generated_code(z: Tensor) -> bool:
+    """Whether torch.compile makes inference of one image on a CPU, z (1, C).
+
+    There the sums of products, which become part of the generated code, take less time than a library's product.
+    """
+    if not torch.compiler.is_compiling() or is_exporting() or torch.is_grad_enabled():
+        return False
+    return len(z) == 1 and z.device.type == 'cpu' and not torch.is_autocast_enabled('cpu')
 
 
 class FullyConnected(nn.Sequential):

@@ -4,7 +4,7 @@
 >>> out = se_tail(conv3(x), shortcut, bn3, lambda z: fc2(fc1(z).relu()).sigmoid())
 """
 
-from .choice import BACKENDS, Choice, choose, has_hooks, is_affine, is_batch_norm, why_not_fused
+from .choice import BACKENDS, Choice, choose, has_hooks, is_affine, is_batch_norm, is_exporting, why_not_fused
 from .excitation import Excitation
 from .tail import plain_se_tail, scale_add, se_tail
 
@@ -16,6 +16,7 @@ __all__ = [
     'has_hooks',
     'is_affine',
     'is_batch_norm',
+    'is_exporting',
     'plain_se_tail',
     'scale_add',
     'se_tail',

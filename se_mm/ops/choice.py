@@ -41,6 +41,11 @@ def is_batch_norm(norm: nn.Module) -> bool:
     return isinstance(norm, nn.modules.batchnorm._BatchNorm) and type(norm).forward in BATCH_NORMS
 
 
+def is_exporting() -> bool:
+    """Whether torch.export traces; torch 2.5 does not tell."""
+    return getattr(torch.compiler, 'is_exporting', bool)()
+
+
 def is_affine(norm: nn.Module) -> bool:
     """Whether a norm computes slope * x + shift with constants of the channels: Identity, batch norm in evaluation."""
     return type(norm) is nn.Identity or (is_batch_norm(norm) and not norm.training and norm.running_mean is not None)
@@ -95,7 +100,7 @@ def choose_fusible(x: Tensor, identity: Tensor, norm: nn.Module) -> Choice:
 
 
 def _why_not_here(x: Tensor, identity: Tensor, group: dist.ProcessGroup | None, compiling: bool) -> str | None:
-    if torch.jit.is_tracing() or getattr(torch.compiler, 'is_exporting', bool)():
+    if torch.jit.is_tracing() or is_exporting():
         return 'exported graphs have standard operations'
     if x.device.type not in ('cpu', 'cuda'):
         return f'no kernels for {x.device.type}'

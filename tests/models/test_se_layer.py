@@ -30,6 +30,27 @@ def test_se_layer_is_the_papers_equations():
     assert torch.equal(layer.scale(x), layer.gates(x))
 
 
+@pytest.mark.parametrize('bias', [True, False])
+def test_compiled_inference_of_one_image_has_sums_in_place_of_products(bias):
+    layer = randomize(SELayer(32, ratio=4, bias=bias).double()).eval()
+    products = []
+
+    def backend(graph, _):
+        products.append(sum(node.target is torch.nn.functional.linear for node in graph.graph.nodes))
+        return graph
+
+    def compiled(batch, grad=False, dtype=None):
+        torch.compiler.reset()
+        x = torch.randn(batch, 32, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        run = torch.compile(layer, backend=backend, fullgraph=True)
+        with torch.set_grad_enabled(grad), torch.autocast('cpu', torch.bfloat16, enabled=dtype == torch.bfloat16):
+            torch.testing.assert_close(run(x), layer(x))
+        return products[-1]
+
+    assert compiled(1) == 0
+    assert [compiled(2), compiled(1, grad=True), compiled(1, dtype=torch.bfloat16)] == [2, 2, 2]
+
+
 @pytest.mark.parametrize('variant', ['standard', 'slow_excite'])
 def test_gates_start_from_their_bias(variant):
     models = []
