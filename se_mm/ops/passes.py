@@ -76,9 +76,9 @@ def row_moments(x: Tensor, variance: bool) -> Rows:
     if not variance:
         return Rows(x.mean((2, 3), dtype=dtype), None, count)
     if images := images_of(x):
-        moments = [torch.native_batch_norm(image, None, None, None, None, True, 0.0, 0.0)[1:] for image in images]
-        mean, invstd = (torch.stack(parts) for parts in zip(*moments))
-        return Rows(mean, invstd.pow(-2).where(invstd != 0, 0), count)  # 0 stands for a variance of 0
+        moments = [torch.batch_norm_update_stats(image, None, None, 0.0) for image in images]
+        mean, var = (torch.stack(parts) for parts in zip(*moments))
+        return Rows(mean, var, count)
     mean = x.mean((2, 3), dtype=dtype)
     centred = x - to_map(mean)
     rest = centred.mean((2, 3))  # what rounding left in the mean, which counts where the deviation is much smaller
