@@ -79,10 +79,32 @@ def export_onnx(
             dynamo=True,
             verbose=False,
         )
+    _pool_by_means(program.model)
     _name_nodes(program.model, se_layers)
     program.model.metadata_props.clear()
     program.model.metadata_props.update(metadata or {})
-    return program.model_proto.SerializeToString()
+    content = program.model_proto
+    for node in content.graph.node:
+        if node.op_type == 'GlobalAveragePool':
+            del node.input[1:]  # the empty place of the axes
+    return content.SerializeToString()
+
+
+def _pool_by_means(model) -> None:  # noqa: ANN001  of onnx_ir, which is not always installed
+    """Make means over H and W GlobalAveragePool: before ReduceMean, onnxruntime changes the layout of the map."""
+    for node in model.graph:
+        if node.op_type != 'ReduceMean' or len(node.inputs) < 2:
+            continue
+        x, axes = node.inputs
+        keeps = 'keepdims' not in node.attributes or node.attributes['keepdims'].value == 1
+        if not keeps or axes is None or axes.const_value is None or x.shape is None or len(x.shape) != 4:
+            continue
+        if sorted(axis % 4 for axis in axes.const_value.numpy().tolist()) == [2, 3]:
+            node.op_type = 'GlobalAveragePool'
+            node.attributes.clear()
+            node.replace_input_with(1, None)
+            if not axes.uses():
+                del model.graph.initializers[axes.name]
 
 
 def _name_nodes(model, se_layers: Iterable[str]) -> None:  # noqa: ANN001  of onnx_ir, which is not always installed

@@ -59,7 +59,11 @@ def test_classifier(run, tmp_path, options):
     gates = [node.op_type for node in content.graph.node if 'se_layer' in node.name]
     layers = sum(isinstance(module, SELayer) for module in model.modules())
     assert layers == 8 and gates.count('Conv') == 2 * layers and gates.count('Sigmoid') == layers
-    assert not {'Gemm', 'MatMul', 'Reshape', 'Unsqueeze'} & set(gates)
+    assert gates.count('GlobalAveragePool') == layers
+    assert not {'Gemm', 'MatMul', 'Reshape', 'Unsqueeze', 'ReduceMean'} & set(gates)
+    onnx.checker.check_model(content, full_check=True)
+    used = {name for node in content.graph.node for name in node.input}
+    assert {tensor.name for tensor in content.graph.initializer} <= used
     assert str(TOOLS.parent).encode() not in (tmp_path / 'a.onnx').read_bytes()
 
 
