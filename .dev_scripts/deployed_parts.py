@@ -3,8 +3,7 @@
     python .dev_scripts/deployed_parts.py
 
 PyTorch: networks with more and more parts of SE take turns, from ResNet-50 to SE-ResNet-50. A part is what a network
-takes longer than the one before, so that the parts add up. onnxruntime and OpenVINO profile themselves: the time of
-all operators of a kind.
+takes longer than the one before. onnxruntime and OpenVINO profile themselves: the time of all operators of a kind.
 """
 
 import argparse
@@ -56,12 +55,17 @@ class ModulesOfGates(KnownMeans):
         return self.branch_gates(self.known_means)
 
 
-PARTS = {  # of PyTorch: how the units of a network compute, None for those of the library
+EAGER = {  # how the units of a network compute, None for those of the library
     'ResNet-50': (False, None),
     'scale': (True, KnownGates),
     'products and activations of gates': (True, KnownMeans),
-    'calls of the modules of gates': (True, ModulesOfGates),
-    'means (all of SE-ResNet-50)': (True, None),
+    'calls of modules': (True, ModulesOfGates),
+    'means': (True, None),
+}
+COMPILED = {  # modules are called once, to compile them; gates of known means would become constants
+    'ResNet-50': (False, None),
+    'scale': (True, KnownGates),
+    'means, products and activations of gates': (True, None),
 }
 
 
@@ -82,11 +86,9 @@ def deployed(with_se, kind=None):
 
 
 def time_of_parts(compiled, rounds):
-    """Milliseconds, one row a round, of every network of PARTS that differs when compiled or not."""
+    """Milliseconds of every network, one number a round."""
     measurements = {}
-    for name, (with_se, kind) in PARTS.items():
-        if compiled and kind is KnownMeans:
-            continue  # compiling calls modules once
+    for name, (with_se, kind) in (COMPILED if compiled else EAGER).items():
         network = deployed(with_se, kind)
         run = torch.compile(network) if compiled else network
         measurements[name] = Measurement(network, lambda run=run: run(IMAGES)[0], torch.device('cpu'))
@@ -96,16 +98,22 @@ def time_of_parts(compiled, rounds):
     return {name: torch.tensor([1e3 * seconds['step'] for seconds in found[name]]) for name in measurements}
 
 
+def median(values):
+    """Median of the rounds, and a 95 % interval for it by ranks, which pauses of the machine do not move."""
+    ranked, margin = values.sort().values, 0.98 * len(values) ** 0.5
+    low, middle, high = (ranked[int(len(ranked) / 2 + shift)] for shift in (-margin, 0, margin))
+    return f'{middle:.2f} ({low:.2f} to {high:.2f})'
+
+
 def add_parts(table, times, way):
-    """A row for each part: mean and standard error of the difference to the network before."""
-    before = 0
-    for name, values in times.items():
-        difference = values - before
-        error = difference.std() / len(values) ** 0.5
-        if way == 'torch.compile' and name.startswith('calls'):
-            name = 'products and activations of gates'
-        table.add_row(way, name, f'{difference.mean():.2f} ± {error:.2f}')
+    """A row for each part, the difference to the network before, and for all of SE."""
+    (first, plain), *others = times.items()
+    table.add_row(way, first, median(plain))
+    before = plain
+    for name, values in others:
+        table.add_row(way, name, median(values - before))
         before = values
+    table.add_row(way, 'all of SE', median(before - plain), end_section=True)
 
 
 def profile_of_onnxruntime(content, rounds):
@@ -158,7 +166,7 @@ def main():
     parser.add_argument('--rounds', type=int, default=400, help='of each network [400]')
     args = parser.parse_args()
     torch._inductor.config.freezing = True
-    parts = Table('PyTorch', 'network, with one more part each', 'ms')
+    parts = Table('PyTorch', 'part', 'ms: median, 95 % interval')
     for compiled in (False, True):
         add_parts(parts, time_of_parts(compiled, args.rounds), 'torch.compile' if compiled else 'eager')
     profiles = Table('runtime', 'operators', 'ResNet-50, ms', 'SE-ResNet-50, ms')

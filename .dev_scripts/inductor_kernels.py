@@ -53,6 +53,8 @@ def stand_in_for_gpu():
     for name, answer in answers.items():
         mock.patch.object(torch.cuda, name, lambda *_, answer=answer: answer, create=True).start()
     mock.patch.object(torch.compiler, 'is_compiling', lambda: True).start()
+    # as cuDNN answers for channels_last maps
+    mock.patch.object(torch._C, '_conv_determine_backend_memory_format', lambda *_: torch.channels_last).start()
     driver._active = SimpleNamespace(
         get_current_target=lambda: GPUTarget('cuda', 90, 32), get_active_torch_device=lambda: torch.device('cuda', 0)
     )
