@@ -1,6 +1,6 @@
 """What the parts of SE cost in a deployed SE-ResNet-50 on a CPU, one image of 224x224, as docs/deploy.md quotes it.
 
-    python .dev_scripts/deployed_parts.py
+    python .dev_scripts/deployed_parts.py --json docs/deployed_parts.json
 
 PyTorch: networks with more and more parts of SE take turns, from ResNet-50 to SE-ResNet-50. A part is what a network
 takes longer than the one before. onnxruntime and OpenVINO profile themselves: the time of all operators of a kind.
@@ -20,11 +20,11 @@ from rich.table import Table
 
 from se_mm.analysis import interleave
 from se_mm.analysis.cost import Measurement
-from se_mm.conversion.onnx_file import RUNTIMES, export_onnx
+from se_mm.conversion.onnx_file import export_onnx
 from se_mm.models import SEResNet
 from se_mm.models.blocks import SEBottleneck
 from se_mm.ops import scale_add
-from se_mm.utils import installed_versions
+from se_mm.utils import installed_versions, write_json
 
 IMAGES = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
 
@@ -99,21 +99,20 @@ def time_of_parts(compiled, rounds):
 
 
 def median(values):
-    """Median of the rounds, and a 95 % interval for it by ranks, which pauses of the machine do not move."""
+    """Median of the rounds, and the ends of its 95 % interval by ranks, which pauses of the machine do not move."""
     ranked, margin = values.sort().values, 0.98 * len(values) ** 0.5
-    low, middle, high = (ranked[int(len(ranked) / 2 + shift)] for shift in (-margin, 0, margin))
-    return f'{middle:.2f} ({low:.2f} to {high:.2f})'
+    ranks = (min(max(0, int(len(ranked) / 2 + shift)), len(ranked) - 1) for shift in (-margin, 0, margin))
+    low, middle, high = (round(ranked[rank].item(), 2) for rank in ranks)
+    return middle, low, high
 
 
-def add_parts(table, times, way):
-    """A row for each part, the difference to the network before, and for all of SE."""
+def differences(times):
+    """Median and interval of the plain network, of each part (the difference to the network before), and of SE."""
     (first, plain), *others = times.items()
-    table.add_row(way, first, median(plain))
-    before = plain
+    found, before = {first: median(plain)}, plain
     for name, values in others:
-        table.add_row(way, name, median(values - before))
-        before = values
-    table.add_row(way, 'all of SE', median(before - plain), end_section=True)
+        found[name], before = median(values - before), values
+    return found | {'all of SE': median(before - plain)}
 
 
 def profile_of_onnxruntime(content, rounds):
@@ -152,31 +151,38 @@ def profile_of_openvino(content, rounds):
     return times
 
 
-def add_profile(table, name, profile, contents, rounds):
-    """A row for each kind of operator that takes at least 0.05 ms in one of the networks."""
+def profiles(profile, contents, rounds):
+    """Milliseconds in the plain and in the SE network, of each kind of operator that takes 0.05 ms in one of them."""
     plain, se = (profile(content, rounds) for content in contents)
-    for kind in sorted(set(plain) | set(se), key=lambda kind: -se[kind]):
-        if max(plain[kind], se[kind]) >= 0.05:
-            table.add_row(name, kind, f'{plain[kind]:.2f}', f'{se[kind]:.2f}')
-    table.add_row(name, 'all', f'{plain.total():.2f}', f'{se.total():.2f}', end_section=True)
+    kinds = [kind for kind in {**se, **plain} if max(plain[kind], se[kind]) >= 0.05]
+    found = {kind: (round(plain[kind], 2), round(se[kind], 2)) for kind in sorted(kinds, key=lambda kind: -se[kind])}
+    return found | {'all': (round(plain.total(), 2), round(se.total(), 2))}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--rounds', type=int, default=400, help='of each network [400]')
+    parser.add_argument('--json', metavar='FILE', help='write the numbers into this file')
     args = parser.parse_args()
     torch._inductor.config.freezing = True
-    parts = Table('PyTorch', 'part', 'ms: median, 95 % interval')
-    for compiled in (False, True):
-        add_parts(parts, time_of_parts(compiled, args.rounds), 'torch.compile' if compiled else 'eager')
-    profiles = Table('runtime', 'operators', 'ResNet-50, ms', 'SE-ResNet-50, ms')
     contents = [export_onnx(deployed(with_se), IMAGES, ['map']) for with_se in (False, True)]
-    add_profile(profiles, 'onnxruntime', profile_of_onnxruntime, contents, args.rounds)
-    add_profile(profiles, 'OpenVINO', profile_of_openvino, contents, args.rounds)
-    for table in (parts, profiles):
-        Console(width=100).print(table)
-    versions = {name: version for name, version in installed_versions().items() if name in ('torch', *RUNTIMES)}
-    print(torch.backends.cpu.get_cpu_capability(), f'{torch.get_num_threads()} threads', versions)
+    found = {
+        'PyTorch': differences(time_of_parts(False, args.rounds)),
+        'torch.compile': differences(time_of_parts(True, args.rounds)),
+        'onnxruntime': profiles(profile_of_onnxruntime, contents, args.rounds),
+        'OpenVINO': profiles(profile_of_openvino, contents, args.rounds),
+    }
+    table = Table('', 'ms: median and 95 % interval, or plain and SE', show_header=True)
+    for name, rows in found.items():
+        for part, values in rows.items():
+            table.add_row(f'{name}: {part}', ', '.join(map(str, values)))
+        table.add_section()
+    Console(width=100).print(table)
+    found['machine'] = dict(
+        cpu=torch.backends.cpu.get_cpu_capability(), threads=torch.get_num_threads(), **installed_versions()
+    )
+    if args.json:
+        write_json(args.json, found)
 
 
 if __name__ == '__main__':

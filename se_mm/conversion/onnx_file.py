@@ -104,7 +104,7 @@ def _pool_by_means(model) -> None:  # noqa: ANN001  of onnx_ir, which is not alw
             node.attributes.clear()
             node.replace_input_with(1, None)
             if not axes.uses():
-                del model.graph.initializers[axes.name]
+                model.graph.initializers.pop(axes.name, None)
 
 
 def _name_nodes(model, se_layers: Iterable[str]) -> None:  # noqa: ANN001  of onnx_ir, which is not always installed

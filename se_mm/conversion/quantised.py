@@ -15,7 +15,8 @@ GATES = 'se_layer'
 def quantised(content: bytes, images: Iterable[np.ndarray], *, gates: bool = False) -> bytes:
     """The content of an ONNX file with int8 convolutions and matrix products, by onnxruntime's quantiser.
 
-    The operators of a detector that stand in no module, such as the selection of boxes, stay in float.
+    Means over H and W stay in float. The operators of a detector that stand in no module, such as the selection of
+    boxes, stay in float, too.
 
     Args:
         content: of :func:`export_onnx`.
@@ -34,7 +35,11 @@ def quantised(content: bytes, images: Iterable[np.ndarray], *, gates: bool = Fal
             return None if batch is None else dict(images=batch)
 
     model = onnx.load_model_from_string(content)
-    kept = [node.name for node in model.graph.node if '/' not in node.name or (GATES in node.name and not gates)]
+    kept = [
+        node.name
+        for node in model.graph.node
+        if '/' not in node.name or (GATES in node.name and not gates) or node.op_type == 'GlobalAveragePool'
+    ]
     logging.getLogger().setLevel(logging.ERROR)  # onnxruntime's quantiser warns of what export_onnx has done
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, 'int8.onnx')

@@ -10,7 +10,7 @@ from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from se_mm.ops import is_affine, scale_add, se_tail, why_not_fused
+from se_mm.ops import accumulation_dtype, is_affine, is_exporting, scale_add, se_tail, why_not_fused
 
 from .deploy import why_not_pointwise
 from .se_layer import SELayer
@@ -105,16 +105,21 @@ class SEResidual(BaseModule):
         """The means (N, C) over H and W of the last convolution's output, from its input x (N, width, H, W).
 
         None if the norm behind needs more than means, the convolution is no linear map of positions, or its output has
-        fewer numbers to read than its input and its weights. :mod:`se_mm.models.deploy` has the derivation.
+        fewer bytes to read than its input and its weights. :mod:`se_mm.models.deploy` has the derivation.
+
+        Means of maps in half precision are float32: a norm that subtracts similar numbers makes rounding larger.
         """
         conv = self.last_conv
         if not is_affine(self.last_norm) or why_not_pointwise(conv) or conv.groups > 1:
             return None
-        weight = conv.weight.flatten(1)  # (C, width)
+        weight, bias = conv.weight.flatten(1), conv.bias  # (C, width), (C,)
         num_images, _, height, width = x.shape
-        if x.numel() + weight.numel() > num_images * len(weight) * height * width:
+        if x.nbytes + weight.nbytes > num_images * len(weight) * height * width * x.element_size():
             return None
-        return nn.functional.linear(x.mean((2, 3)), weight, conv.bias)
+        dtype = accumulation_dtype(x)
+        with torch.autocast(x.device.type, enabled=False):
+            bias = None if bias is None else bias.to(dtype)
+            return nn.functional.linear(x.mean((2, 3), dtype=dtype), weight.to(dtype), bias)
 
     def tail(self, x: Tensor, identity: Tensor, source: Tensor | None = None) -> Tensor:
         """What follows the last convolution.
@@ -134,7 +139,8 @@ class SEResidual(BaseModule):
             if x.is_cuda or backend == 'triton':
                 if type(self).branch_gates is SEResidual.branch_gates and type(self.drop_path) is nn.Identity:
                     gate = self.se_layer.as_excitation(self.factor)
-                if source is not None and not torch.is_grad_enabled():
+                traced = torch.jit.is_tracing() or is_exporting()  # for other sizes, too
+                if source is not None and not torch.is_grad_enabled() and not traced:
                     means = self.means_from_input(source)
             gate = gate or self.branch_gates
             return se_tail(x, identity, self.last_norm, gate, backend, fusible=True, means=means)

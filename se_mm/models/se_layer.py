@@ -65,7 +65,7 @@ def is_vector_in_generated_code(z: Tensor) -> bool:
     """
     if not torch.compiler.is_compiling() or is_exporting() or torch.is_grad_enabled():
         return False
-    return len(z) == 1 and z.device.type == 'cpu' and not torch.is_autocast_enabled('cpu')
+    return z.device.type == 'cpu' and not torch.is_autocast_enabled('cpu') and len(z) == 1
 
 
 class FullyConnected(nn.Sequential):

@@ -6,9 +6,11 @@
 
 from .choice import BACKENDS, Choice, choose, has_hooks, is_affine, is_batch_norm, is_exporting, why_not_fused
 from .excitation import Excitation
+from .passes import accumulation_dtype
 from .tail import plain_se_tail, scale_add, se_tail
 
 __all__ = [
+    'accumulation_dtype',
     'BACKENDS',
     'Choice',
     'choose',

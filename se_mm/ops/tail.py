@@ -50,7 +50,7 @@ def plain_se_tail(
         in_place: whether norm(x) may be overwritten: there are no gradients, and no hook holds it.
     """
     y = norm(x)
-    z = y.mean((2, 3)) if means is None else norm(to_map(means)).flatten(1)
+    z = y.mean((2, 3)) if means is None else norm(to_map(means.to(x.dtype))).flatten(1)
     gates = gate(z).to(y.dtype)
     return scale_add(y, gates, identity, in_place=in_place and y is not x).relu_()
 
@@ -92,8 +92,8 @@ def se_tail(
             another dtype than that of x, in which it gets z.
         backend: one of ``BACKENDS``, None for :func:`choose`.
         fusible: True if the caller knows that :func:`why_not_fused` has no reason; it is not asked again.
-        means: (N, C), the means of x over H and W, if the caller knows them, the norm has constant statistics, and
-            nothing needs gradients: x is then read once less. None to compute them.
+        means: (N, C), of any floating dtype: the means of x over H and W, if the caller knows them, the norm has
+            constant statistics, and nothing needs gradients. x is then read once less. None to compute them.
 
     Returns:
         (N, C, H, W), of the dtype of x; 'plain' promotes it with that of identity if they differ.
@@ -104,13 +104,18 @@ def se_tail(
 
     Raises:
         ValueError: unknown backend, or one that has no such norm, maps or device; parameters for other maps or on
-            another device; batch statistics of a single element; means where they have to be computed.
+            another device; batch statistics of a single element; means of other maps, or where x has to be read.
         RuntimeError: in backward, for second derivatives, which only 'plain' has.
     """
     if backend not in (None, *BACKENDS):
         raise ValueError(f'backend={backend!r}: choose one of {BACKENDS}')
     if means is not None and (torch.is_grad_enabled() or not is_affine(norm)):
         raise ValueError('means: they are for norms with constant statistics, without gradients; leave them out')
+    if means is not None and (means.shape != x.shape[:2] or means.device != x.device):
+        raise ValueError(
+            f'means: {tuple(means.shape)} on {means.device}, but x is {tuple(x.shape)} on {x.device}: give a mean for '
+            'each channel of each image'
+        )
     why = None if fusible else why_not_fused(norm)
     if why and backend not in (None, 'plain'):
         raise ValueError(f"backend={backend!r}: {why}; choose 'plain'")

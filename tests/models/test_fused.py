@@ -18,9 +18,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from se_mm.analysis import stored_bytes
-from se_mm.models import SEInceptionResNetV2, SEResNet, SEResNeXt, SEShuffleNet
+from se_mm.models import SEInceptionResNetV2, SEResNet, SEResNeXt, SEShuffleNet, residual
 from se_mm.models.residual import SEResidual
-from se_mm.ops import choice, triton_passes
+from se_mm.ops import choice, plain_se_tail, triton_passes
 from se_mm.utils.config import build_model, load_config
 from zoo import build, image
 
@@ -247,6 +247,10 @@ def test_kernels_take_the_means_from_the_input_of_the_last_convolution(name, fol
 def test_rounding_with_means_from_the_input(dtype, monkeypatch):
     """In mixed precision for bfloat16. An error is the root of the mean square."""
     model, x = build('SEResNet-bottleneck', fused_se='triton').eval(), image(2, 96, 96)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):  # that subtracts similar numbers
+            module.running_mean.fill_(3)
+            module.bias.data.fill_(3)
 
     def rounding():
         with torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
@@ -257,6 +261,19 @@ def test_rounding_with_means_from_the_input(dtype, monkeypatch):
         from_input = rounding()
         monkeypatch.setattr(SEResidual, 'means_from_input', lambda *_: None)
         assert 0 < from_input < 1.5 * rounding()
+
+
+def test_exports_read_the_output_of_the_last_convolution(monkeypatch):
+    """For any number of images, which decides on the faster way otherwise."""
+    unit = build('SEResNet-bottleneck', fused_se='triton').eval().layer2[1]
+    monkeypatch.setattr(SEResidual, 'means_from_input', lambda *_: pytest.fail('traced'))
+    monkeypatch.setattr(
+        residual, 'se_tail', lambda x, identity, norm, gate, *_, **__: plain_se_tail(x, identity, norm, gate)
+    )
+    x = torch.rand(2, unit.in_channels, 12, 12)
+    with torch.no_grad():
+        torch.export.export(unit, (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+        torch.jit.trace(unit, x, check_trace=False)
 
 
 def counted(calls, function):

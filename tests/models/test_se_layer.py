@@ -48,6 +48,9 @@ def test_compiled_inference_of_one_image_has_sums_in_place_of_products(bias):
         return products[-1]
 
     assert compiled(1) == 0
+    with torch.no_grad():
+        exported = torch.export.export(layer, (torch.rand(1, 32, 5, 5, dtype=torch.float64),))
+    assert sum('linear' in str(node.target) for node in exported.graph.nodes) == 2
     assert [compiled(2), compiled(1, grad=True), compiled(1, dtype=torch.bfloat16)] == [2, 2, 2]
 
 

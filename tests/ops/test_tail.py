@@ -167,6 +167,9 @@ def test_means_that_the_caller_knows(folded, backend):
             torch.testing.assert_close(se_tail(x, identity, tail.norm, tail.gate, backend, means=means), expected)
     with pytest.raises(ValueError, match='means: .* leave them out'):
         se_tail(x, identity, tail.norm, tail.gate, backend, means=means)
+    for wrong in (means[:1], means[:, :1], means.repeat(1, 2)):
+        with torch.no_grad(), pytest.raises(ValueError, match=r'means: \(\d, \d\) on .*, but x is \(2, 2, 100, 168\)'):
+            se_tail(x, identity, tail.norm, tail.gate, backend, means=wrong)
     with torch.no_grad(), pytest.raises(ValueError, match='means: .* leave them out'):
         se_tail(x, identity, nn.BatchNorm2d(2).double().to(x.device), tail.gate, backend, means=means)
 

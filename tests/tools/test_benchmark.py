@@ -1,5 +1,6 @@
 import csv
 import itertools
+import json
 import re
 import runpy
 import sys
@@ -99,6 +100,39 @@ def test_page_on_deployment_quotes_the_committed_numbers():
         plain, se = (found[part, name, batch, compiled] for name in ('plain deployed', 'deployed'))
         times = ' | '.join(milliseconds(cost.step_ms) for cost in (plain, se))
         assert f'| {batch} | {times} | {quoted(se.step_ratio)} |' in page, part
+
+
+def test_page_on_deployment_quotes_the_parts():
+    found = json.loads((ROOT / 'docs' / 'deployed_parts.json').read_text())
+    page = (ROOT / 'docs' / 'deploy.md').read_text()
+
+    def quoted(name, part):
+        return '{:.1f} ({:.1f} to {:.1f})'.format(*found[name][part])
+
+    for part, names in dict(
+        scale=('PyTorch', 'torch.compile'), products=('PyTorch',), calls=('PyTorch',), means=('PyTorch',)
+    ).items():
+        for name in names:
+            (key,) = (key for key in found[name] if key.startswith(part))
+            assert quoted(name, key) in page, (name, key)
+    gates = quoted('torch.compile', 'means, products and activations of gates')
+    assert f'{gates}, with the means' in page and f'means and gates in {gates[:3]} ms' in page
+    for name in ('PyTorch', 'torch.compile'):
+        assert f'{quoted(name, "all of SE")} of {found[name]["ResNet-50"][0]:.0f} |' in page
+    kinds = {  # of onnxruntime, of OpenVINO
+        'convolutions': (['Conv'], ['Convolution']),
+        'gates': (['Conv of gates'], ['Convolution of gates']),
+        'means': (['GlobalAveragePool'], ['ReduceMean']),
+        'scale, sum, ReLU': (['Mul', 'Add', 'Relu'], ['Subgraph']),
+        'layouts of maps': (['ReorderInput', 'ReorderOutput'], ['Reorder']),
+        'all': (['all'], ['all']),
+    }
+    for row, names in kinds.items():
+        cells = []
+        for name, parts in zip(('onnxruntime', 'OpenVINO'), names):
+            sums = (sum(found[name][part][i] for part in parts) for i in (0, 1))
+            cells += [f'{value:.1f}' if value else '' for value in sums]
+        assert f'| {row} | {" | ".join(cells)} |'.replace('|  |', '| |') in page, (row, cells)
 
 
 def test_pages_quote_the_committed_numbers():
