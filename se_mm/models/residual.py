@@ -113,8 +113,8 @@ class SEResidual(BaseModule):
         if not is_affine(self.last_norm) or why_not_pointwise(conv) or conv.groups > 1:
             return None
         weight, bias = conv.weight.flatten(1), conv.bias  # (C, width), (C,)
-        num_images, _, height, width = x.shape
-        if x.nbytes + weight.nbytes > num_images * len(weight) * height * width * x.element_size():
+        outputs = x.numel() // x.shape[1] * len(weight)
+        if weight.numel() * weight.element_size() > (outputs - x.numel()) * x.element_size():
             return None
         dtype = accumulation_dtype(x)
         with torch.autocast(x.device.type, enabled=False):

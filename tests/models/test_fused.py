@@ -263,6 +263,18 @@ def test_rounding_with_means_from_the_input(dtype, monkeypatch):
         assert 0 < from_input < 1.5 * rounding()
 
 
+@pytest.mark.slow
+def test_means_from_the_input_compiled_for_any_number_of_images():
+    unit = build('SEResNet-bottleneck').eval().layer2[1]
+    compiled = torch.compile(lambda x: unit.means_from_input(x), fullgraph=True, backend='aot_eager')
+    with torch.no_grad():
+        for number in (2, 5, 7):
+            x = torch.rand(number, unit.widths[-1], 12, 12, generator=torch.Generator().manual_seed(0))
+            torch.testing.assert_close(compiled(x), unit.last_conv(x).mean((2, 3)))
+        with torch.autocast('cpu', torch.bfloat16):
+            assert compiled(x.bfloat16()).dtype == torch.float32
+
+
 def test_exports_read_the_output_of_the_last_convolution(monkeypatch):
     """For any number of images, which decides on the faster way otherwise."""
     unit = build('SEResNet-bottleneck', fused_se='triton').eval().layer2[1]
