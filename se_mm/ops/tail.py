@@ -64,7 +64,7 @@ def scale_add(y: Tensor, gates: Tensor, identity: Tensor, *, in_place: bool = Fa
         identity: as y, or of another dtype.
         in_place: whether y may be overwritten.
     """
-    gates = gates.unsqueeze(-1).unsqueeze(-1)
+    gates = to_map(gates)
     if not isinstance(y, Tensor) or identity.dtype != y.dtype:
         return y * gates + identity
     return torch.addcmul(identity, y, gates, out=y if in_place else None)

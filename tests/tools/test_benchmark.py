@@ -117,6 +117,7 @@ def test_page_on_deployment_quotes_the_parts():
             assert quoted(name, key) in page, (name, key)
     gates = quoted('torch.compile', 'means, products and activations of gates')
     assert f'{gates}, with the means' in page and f'means and gates in {gates[:3]} ms' in page
+    assert f'most of the {found["PyTorch"]["all of SE"][0]:.1f} ms go' in page
     for name in ('PyTorch', 'torch.compile'):
         assert f'{quoted(name, "all of SE")} of {found[name]["ResNet-50"][0]:.0f} |' in page
     kinds = {  # of onnxruntime, of OpenVINO
